@@ -1,0 +1,184 @@
+"""The command line: verbs, whose flags are the fields of the config dataclasses.
+
+This module imports neither Ray nor torch, so that help is there at once; a verb imports what it needs when it runs.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from mammoray import __version__
+from mammoray import config as configs
+from mammoray.config import Config, Scale, SynthConfig
+from mammoray.errors import MammorayError
+
+NOTICE = "Research software, not a medical device: not for diagnosis."
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainArgs:
+    """From a CSV and DICOMs to a trained, evaluated model: catalog, split, decode, train, evaluate, report."""
+
+    csv: Path
+    """The table of labels: train.csv (RSNA layout) or classificacao.csv (IRMA layout)."""
+    dicom_root: Path
+    """The folder with train_images/<patient_id>/<image_id>.dcm or archive/<AccessionNumber>/*.dcm."""
+    outdir: Path
+    """The run's folder; the same command goes on with an interrupted run there."""
+    config: Path | None = None
+    """A TOML file of settings, such as config.toml of an earlier run; flags go before it."""
+    settings: Config = field(default_factory=Config)
+    scale: Scale = field(default_factory=Scale)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CrossvalArgs(TrainArgs):
+    """Train and test on each of --folds parts in turn, and judge all test predictions together.
+
+    The output folder gets a run's folder per fold (fold-0, fold-1, ...), and metrics.json and predictions.parquet of
+    all.
+    """
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SynthArgs:
+    """Write synthetic mammograms as DICOMs, with their table, in the layout of a real data set."""
+
+    outdir: Path
+    """A new folder for the data set."""
+    seed: int = 0
+    """Seed of everything in it: the same seed writes the same bytes."""
+    synth: SynthConfig = field(default_factory=SynthConfig)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReportArgs:
+    """Write report.html of a finished run again, from the files in its folder."""
+
+    outdir: Path
+    """The run's folder."""
+
+
+def _source(args: TrainArgs) -> Any:
+    from mammoray.pipeline import Source
+
+    return Source(csv=args.csv.absolute(), dicom_root=args.dicom_root.absolute(), outdir=args.outdir.absolute())
+
+
+def _train(args: TrainArgs) -> None:
+    from mammoray import cluster, pipeline
+
+    metrics = cluster.run_there(args.scale.address, pipeline.run, _source(args), args.settings, args.scale, say)
+    for line in pipeline.headline(metrics):
+        say(line)
+    say(f"report: {args.outdir.absolute() / 'report.html'}")
+    say(NOTICE)
+
+
+def _crossval(args: CrossvalArgs) -> None:
+    from mammoray import cluster, pipeline
+
+    metrics = cluster.run_there(args.scale.address, pipeline.crossval, _source(args), args.settings, args.scale, say)
+    for line in pipeline.headline(metrics):
+        say(line)
+    say(f"reports: {args.outdir.absolute()}/fold-*/report.html")
+    say(NOTICE)
+
+
+def _synth(args: SynthArgs) -> None:
+    from mammoray import synth
+
+    written = synth.write(args.outdir, args.synth, args.seed)
+    say(
+        f"wrote {written.images} images of {written.patients} synthetic patients: "
+        f"--csv {written.csv} --dicom-root {written.root}"
+    )
+
+
+def _report(args: ReportArgs) -> None:
+    from mammoray import report
+
+    say(f"report: {report.write_report(args.outdir)}")
+
+
+def say(line: str) -> None:
+    """Print a line at once."""
+    print(line, flush=True)
+
+
+VERBS: dict[str, tuple[type[Any], Callable[[Any], None], str]] = {
+    "train": (TrainArgs, _train, "from a CSV and DICOMs to a trained, evaluated model"),
+    "train-density": (TrainArgs, _train, "the same as train"),
+    "crossval": (CrossvalArgs, _crossval, "train and test on each part of the patients in turn"),
+    "synth": (SynthArgs, _synth, "write synthetic mammograms to try everything on"),
+    "report": (ReportArgs, _report, "write the HTML report of a run again"),
+}
+
+
+def _usage() -> str:
+    verbs = "\n".join(f"  {verb:<14} {text}" for verb, (_, _, text) in VERBS.items())
+    return (
+        f"mammoray {__version__}: distributed training of breast-density classifiers on Ray\n\n"
+        f"usage: mammoray VERB [flags]\n\n{verbs}\n\n"
+        f"mammoray VERB --help shows the flags of a verb, with types, defaults and units.\n{NOTICE}"
+    )
+
+
+def parse(verb: str, argv: list[str]) -> Any:
+    """Arguments of a verb: flags before the file of ``--config`` before defaults."""
+    kind = VERBS[verb][0]
+    default = None
+    if issubclass(kind, TrainArgs) and (file := _config_file(argv)) is not None:
+        default = kind(
+            csv=tyro.MISSING,
+            dicom_root=tyro.MISSING,
+            outdir=tyro.MISSING,
+            config=file,
+            settings=configs.load_toml(file),
+        )
+    options: dict[str, Any] = {} if default is None else {"default": default}
+    return tyro.cli(kind, prog=f"mammoray {verb}", args=argv, config=(tyro.conf.OmitArgPrefixes,), **options)
+
+
+def _config_file(argv: list[str]) -> Path | None:
+    for i, word in enumerate(argv):
+        if word == "--config" and i + 1 < len(argv):
+            return Path(argv[i + 1])
+        if word.startswith("--config="):
+            return Path(word.removeprefix("--config="))
+    return None
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a verb; the exit status is 0, or 2 for an error that was explained."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help"):
+        print(_usage())
+        return 0
+    if words[0] == "--version":
+        print(__version__)
+        return 0
+    verb, rest = words[0], words[1:]
+    if verb not in VERBS:
+        print(f"error: verb: expected one of {', '.join(VERBS)}, found {verb!r}. See mammoray --help.", file=sys.stderr)
+        return 2
+    if rest[:1] == ["--"]:  # The form "mammography VERB -- FLAGS" of the system that this one replaces.
+        rest = rest[1:]
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's own advice against its warning on CPU.
+    try:
+        VERBS[verb][1](parse(verb, rest))
+    except MammorayError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

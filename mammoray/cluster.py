@@ -1,0 +1,106 @@
+"""The one connection to Ray: a new local session, the job this runs in, or a cluster by address."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import ray
+import ray.data
+
+from mammoray.errors import ClusterError
+
+T = TypeVar("T")
+_TIMEOUT = 5.0  # Seconds for the first answer of a cluster's address.
+
+
+@contextlib.contextmanager
+def connect(address: str | None) -> Iterator[None]:
+    """Connect this process to Ray for the time of a ``with`` block.
+
+    Parameters
+    ----------
+    address : str or None
+        ``auto`` or ``HOST:PORT`` of a running cluster, ``ray://HOST:PORT`` of its client server, or None: the cluster
+        of
+        the job that this process belongs to (``RAY_ADDRESS``), else a new session on this machine.
+
+    Raises
+    ------
+    ClusterError
+        Nothing answers there, or it refuses.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    elsewhere = address is not None
+    _check_reachable(address)
+    # The driver says what matters in its own words; all that Ray says stays in the session's folder.
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": is_client(address)}
+    if elsewhere:
+        # The cluster may have other code than the caller, or none: this package goes along.
+        options["runtime_env"] = {"py_modules": [str(Path(__file__).parent)]}
+    try:
+        ray.init(address=address, **options)
+    except (ConnectionError, TimeoutError, RuntimeError, ValueError) as error:
+        reason = str(error).strip().split("\n")[0][:300]
+        raise ClusterError(
+            f"--address {address}",
+            "a running Ray cluster",
+            reason,
+            "Start one with 'ray start --head', or leave --address out.",
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def is_client(address: str | None) -> bool:
+    """Whether the address is of Ray's client server, whose programs run outside the cluster."""
+    return address is not None and address.startswith("ray://")
+
+
+def run_there(address: str | None, function: Callable[..., T], *args: Any) -> T:
+    """Call ``function`` with a connection to Ray.
+
+    Through ``ray://`` the call itself runs on the cluster, because its files are there and not here; paths then mean
+    paths of the cluster.
+    """
+    with connect(address):
+        if not is_client(address):
+            return function(*args)
+        remote = ray.remote(num_cpus=0, max_retries=0)(function)
+        try:
+            result: T = ray.get(remote.remote(*args))
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause if isinstance(error.cause, Exception) else error from error
+        return result
+
+
+def _check_reachable(address: str | None) -> None:
+    """Ask the socket first: Ray itself waits a minute for an address that does not answer."""
+    if address in (None, "auto", "local"):
+        return
+    host, _, port = str(address).removeprefix("ray://").rpartition(":")
+    problem = "no HOST:PORT" if not host or not port.isdigit() else None
+    if problem is None:
+        try:
+            with socket.create_connection((host, int(port)), timeout=_TIMEOUT):
+                return
+        except OSError as error:
+            problem = f"{os.strerror(error.errno) if error.errno else error}"
+    raise ClusterError(
+        f"--address {address}",
+        "a Ray cluster that answers",
+        problem,
+        "Check the address, or start one with 'ray start --head'.",
+    )

@@ -1,0 +1,351 @@
+"""Every setting, as frozen dataclasses; their TOML form and their digest.
+
+The command line is made from these classes: a field's name is its flag, its type and default are the help's, and the
+text under it is the help. A field name is therefore unique over all sections.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import sys
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+import tomli_w
+
+from mammoray.errors import ConfigError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+T = TypeVar("T")
+
+Classes = Literal["density", "binary"]
+CLASS_NAMES: dict[str, tuple[str, ...]] = {"density": ("A", "B", "C", "D"), "binary": ("AB", "CD")}
+
+
+def _require(ok: bool, name: str, expected: str, found: object) -> None:
+    if not ok:
+        flag = "--" + name.replace("_", "-")
+        raise ConfigError(flag, expected, repr(found), f"Change {flag}, or {name} in the config file.")
+
+
+def _require_choices(section: Any) -> None:
+    """Check every ``Literal`` field of ``section``: dataclasses do not, and a TOML file can hold anything."""
+    for name, hint in get_type_hints(type(section)).items():
+        if get_origin(hint) is Literal:
+            choices = get_args(hint)
+            _require(
+                getattr(section, name) in choices,
+                name,
+                f"one of {', '.join(map(repr, choices))}",
+                getattr(section, name),
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SplitConfig:
+    """Which patients are for training, validation and test."""
+
+    folds: int = 5
+    """Number of equal parts that the patients are dealt into, at least 3; one part tests, one validates, the rest
+    train."""
+    fold: int = 0
+    """The part that tests, 0 to folds - 1; the next one validates. Run all of them for a K-fold cross-validation."""
+    split_file: Path | None = None
+    """A split.csv of an earlier run to use instead of a new split: columns image_id, patient_id, fold."""
+
+    def __post_init__(self) -> None:
+        _require(self.folds >= 3, "folds", "an integer of at least 3 (train, validation and test)", self.folds)
+        _require(0 <= self.fold < self.folds, "fold", f"0 to {self.folds - 1}", self.fold)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SampleConfig:
+    """In which order, and how often, training rows are drawn."""
+
+    sampler: Literal["natural", "balanced"] = "natural"
+    """natural: every row once an epoch. balanced: rows drawn with replacement so that all classes are equally
+    frequent."""
+    batch_size: int = 16
+    """Images in one optimiser step, over all workers together; a multiple of --num-workers."""
+
+    def __post_init__(self) -> None:
+        _require_choices(self)
+        _require(self.batch_size >= 2, "batch_size", "at least 2 images", self.batch_size)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DecodeConfig:
+    """What becomes of one DICOM: these settings, the file and the decoder's version give the pixels."""
+
+    height: int = 512
+    """Rows of the decoded image, in pixels."""
+    width: int = 384
+    """Columns of the decoded image, in pixels."""
+    window: Literal["voi", "percentile", "none"] = "voi"
+    """Grey scale. voi: the header's first VOI window or LUT (full range where it has none). percentile: the 1st to
+    99.5th percentile of the non-background pixels. none: the whole range of the stored bits."""
+    crop: Literal["breast", "none"] = "breast"
+    """breast: cut to the bounding box of the largest bright region, without labels and background. none: whole
+    image."""
+    orient: Literal["left", "none"] = "left"
+    """left: mirror images whose breast enters from the right, so that the chest wall is always at the left."""
+    resize: Literal["pad", "stretch"] = "pad"
+    """pad: keep the aspect ratio and fill with black. stretch: fill the frame, as many older pipelines do."""
+    depth: Literal[8, 16] = 8
+    """Bits of a decoded pixel. 8 is what a display window was made for and halves the cache; 16 keeps fine contrast."""
+
+    def __post_init__(self) -> None:
+        _require_choices(self)
+        for name in ("height", "width"):
+            _require(32 <= getattr(self, name) <= 8192, name, "32 to 8192 pixels", getattr(self, name))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class IngestConfig:
+    """The decoded cache."""
+
+    cache: Path | None = None
+    """Folder of the decoded cache, shared by all runs over the same files; on a cluster it must be on storage that all
+    nodes see. Default: mammoray-cache beside the output folder."""
+    shard_images: int = 64
+    """Images per cache file and per decode task. A killed run decodes at most the shards in flight again."""
+    min_decoded: float = 0.95
+    """The run stops when a smaller share of the files than this can be decoded, 0 to 1."""
+
+    def __post_init__(self) -> None:
+        _require(self.shard_images >= 1, "shard_images", "at least 1 image", self.shard_images)
+        _require(0 <= self.min_decoded <= 1, "min_decoded", "a share from 0 to 1", self.min_decoded)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelConfig:
+    """The network."""
+
+    arch: str = "efficientnet_b0"
+    """A timm model name, such as efficientnet_b0, resnet50 or convnext_tiny."""
+    pretrained: bool = True
+    """Start from timm's pretrained weights (needs a model hub within reach, or --weights)."""
+    weights: Path | None = None
+    """A file of weights to start from instead of the hub: .safetensors, or a torch state dict (loaded without pickle
+    code). Its classifier is left out when it has another number of classes."""
+    channels: Literal[1, 3] = 1
+    """Input channels of the network. 1: the stem is converted, its filters summed. 3: the grey image is replicated,
+    for backbones whose stem cannot be converted."""
+    dropout: float = 0.2
+    """Dropout before the classifier, a probability from 0 to below 1."""
+
+    def __post_init__(self) -> None:
+        _require_choices(self)
+        _require(0 <= self.dropout < 1, "dropout", "0 to below 1", self.dropout)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainConfig:
+    """The optimisation."""
+
+    epochs: int = 20
+    """Passes over the training rows."""
+    lr: float = 3e-4
+    """Peak learning rate of AdamW for the global batch; reached after the warm-up, then a cosine down to zero."""
+    weight_decay: float = 0.05
+    """AdamW's decoupled weight decay; not applied to biases and norms."""
+    warmup_epochs: float = 1.0
+    """Epochs of linear warm-up from zero to lr."""
+    label_smoothing: float = 0.0
+    """Probability mass spread over the other classes, 0 to below 1."""
+    class_weights: bool = False
+    """Weight the loss by inverse class frequency. Not together with --sampler balanced: both correct the same
+    imbalance."""
+    clip_grad: float = 1.0
+    """Largest gradient norm; 0 switches clipping off."""
+    augment: bool = True
+    """Mirror top to bottom, rotate, scale, shift, and vary brightness and contrast, on the device, in training only."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Arithmetic of the forward pass; bf16 is autocast and wants a GPU that has it."""
+    monitor: Literal["kappa", "balanced_accuracy", "auc", "loss"] = "kappa"
+    """The validation metric by which the best checkpoint is chosen; loss is minimised, the others maximised."""
+    max_failures: int = 3
+    """How many times the worker group is started again, from the last checkpoint, after a worker or a node is lost."""
+
+    def __post_init__(self) -> None:
+        _require_choices(self)
+        _require(self.epochs >= 1, "epochs", "at least 1", self.epochs)
+        _require(self.lr > 0, "lr", "a number above 0", self.lr)
+        _require(0 <= self.label_smoothing < 1, "label_smoothing", "0 to below 1", self.label_smoothing)
+        for name in ("weight_decay", "warmup_epochs", "clip_grad", "max_failures"):
+            _require(getattr(self, name) >= 0, name, "0 or more", getattr(self, name))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluateConfig:
+    """The metrics."""
+
+    bootstrap: int = 1000
+    """Resamples of patients for the 95 % intervals; 0 leaves the intervals out."""
+    examples: int = 24
+    """Test images shown in the report, half of them wrong ones where there are as many."""
+
+    def __post_init__(self) -> None:
+        _require(self.bootstrap >= 0, "bootstrap", "0 or more", self.bootstrap)
+        _require(self.examples >= 0, "examples", "0 or more", self.examples)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Config:
+    """All that decides what a run computes. Where it runs is no part of it and changes nothing."""
+
+    classes: Classes = "density"
+    """density: the four BI-RADS classes A, B, C, D. binary: A and B against C and D."""
+    seed: int = 0
+    """Seed of the split, the order of the rows, the augmentation and the initial weights."""
+    split: SplitConfig = field(default_factory=SplitConfig)
+    sample: SampleConfig = field(default_factory=SampleConfig)
+    decode: DecodeConfig = field(default_factory=DecodeConfig)
+    ingest: IngestConfig = field(default_factory=IngestConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+
+    def __post_init__(self) -> None:
+        _require_choices(self)
+        if self.train.class_weights and self.sample.sampler == "balanced":
+            raise ConfigError(
+                "--class-weights with --sampler balanced",
+                "one correction of the class imbalance",
+                "two, which correct it twice",
+                "Use either of them.",
+            )
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of the model's outputs."""
+        return CLASS_NAMES[self.classes]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scale:
+    """Where a run runs: a laptop and a cluster differ in nothing else."""
+
+    num_workers: int = 1
+    """Ray Train workers (DDP processes), one a GPU where there are GPUs."""
+    gpu: Literal["auto", "yes", "no"] = "auto"
+    """One GPU per worker. auto: yes when the cluster has at least num_workers of them."""
+    cpus_per_worker: float = 0.0
+    """CPUs reserved for each worker; 0 works it out so that Ray Data keeps at least one CPU to read and decode with."""
+    address: str | None = None
+    """A Ray cluster: auto, HOST:PORT or ray://HOST:PORT. Default: the cluster of the job this runs in, or a new local
+    one."""
+
+    def __post_init__(self) -> None:
+        _require_choices(self)
+        _require(self.num_workers >= 1, "num_workers", "at least 1", self.num_workers)
+        _require(self.cpus_per_worker >= 0, "cpus_per_worker", "0 or more", self.cpus_per_worker)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SynthConfig:
+    """A synthetic data set."""
+
+    patients: int = 60
+    """Patients; each has the four standard views, some a view more."""
+    layout: Literal["rsna", "irma"] = "rsna"
+    """On-disk layout: train.csv + train_images/<patient_id>/<image_id>.dcm, or classificacao.csv +
+    archive/<AccessionNumber>/*.dcm."""
+    height: int = 1024
+    """Rows of the written images, in pixels; real ones have 2,000 to 5,400."""
+    width: int = 832
+    """Columns of the written images, in pixels."""
+    unlabelled: float = 0.0
+    """Share of the patients that come from a second site whose density is blank, as 46 % of the RSNA rows are."""
+
+    def __post_init__(self) -> None:
+        _require_choices(self)
+        _require(self.patients >= 1, "patients", "at least 1", self.patients)
+        _require(0 <= self.unlabelled <= 1, "unlabelled", "a share from 0 to 1", self.unlabelled)
+        for name in ("height", "width"):
+            _require(64 <= getattr(self, name) <= 8192, name, "64 to 8192 pixels", getattr(self, name))
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        return {f.name: _plain(getattr(value, f.name)) for f in fields(value) if getattr(value, f.name) is not None}
+    return str(value) if isinstance(value, Path) else value
+
+
+def to_dict(section: Any) -> dict[str, Any]:
+    """Nested plain dictionary of a config dataclass; ``None`` is left out (TOML has none), paths become strings."""
+    plain: dict[str, Any] = _plain(section)
+    return plain
+
+
+def from_dict(cls: type[T], values: dict[str, Any], where: str = "config") -> T:
+    """Build a config dataclass from :func:`to_dict`'s form; what is missing keeps its default.
+
+    Raises
+    ------
+    ConfigError
+        For a key that the class does not have, or a value of another type.
+    """
+    hints = get_type_hints(cls)
+    unknown = sorted(set(values) - set(hints))
+    if unknown:
+        raise ConfigError(where, f"keys among {', '.join(hints)}", ", ".join(unknown), "Correct or remove these keys.")
+    return cls(**{name: _typed(hints[name], value, f"{where}: {name}") for name, value in values.items()})
+
+
+def _typed(hint: Any, value: Any, where: str) -> Any:
+    if is_dataclass(hint) and isinstance(hint, type):
+        if not isinstance(value, dict):
+            raise ConfigError(where, "a table of settings", repr(value), "Write it as a [section].")
+        return from_dict(hint, value, where)
+    options = [o for o in get_args(hint) if o is not type(None)] if get_origin(hint) is not Literal else []
+    wanted = options[0] if options else hint
+    if wanted is Path and isinstance(value, str):
+        return Path(value)
+    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(wanted, type) and type(value) is not wanted:
+        raise ConfigError(where, f"a value of type {wanted.__name__}", repr(value), "Correct the value.")
+    return value
+
+
+def load_toml(path: Path) -> Config:
+    """Read a :class:`Config` from a TOML file, such as the config.toml of an earlier run."""
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(str(path), "a TOML file of settings", "no file", "Check --config.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(str(path), "a TOML file of settings", str(error), "Correct the file.") from error
+    return from_dict(Config, values, str(path))
+
+
+def to_toml(config: Config) -> str:
+    """TOML text of a config; :func:`load_toml` reads it back to an equal one."""
+    return tomli_w.dumps(to_dict(config))
+
+
+def digest(*parts: Any) -> str:
+    """SHA-256, as 16 hex digits, of the canonical JSON of ``parts`` (config dataclasses, strings, numbers, lists).
+
+    The one digest of the project: of settings, splits and cache keys.
+
+    Examples
+    --------
+    >>> digest(SplitConfig()) == digest(SplitConfig(folds=5))
+    True
+    """
+    canonical = json.dumps([_plain(part) for part in parts], sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def replace(section: T, **changes: Any) -> T:
+    """A copy of a config dataclass with some fields changed, checked again."""
+    return dataclasses.replace(section, **changes)  # type: ignore[type-var]

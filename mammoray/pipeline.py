@@ -1,0 +1,323 @@
+"""The main job, in the order in which data flows: catalog, split, decode, train, evaluate, report.
+
+It owns the run's folder: every file in it is written here, or by the module that is handed the folder here.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from mammoray import __version__, audit, catalog, evaluate, ingest, report, split
+from mammoray import config as configs
+from mammoray.config import Config, Scale
+from mammoray.errors import RunFolderError
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Source:
+    """Where the data lie; paths as every node of the cluster sees them."""
+
+    csv: Path
+    dicom_root: Path
+    outdir: Path
+
+
+def run(source: Source, config: Config, scale: Scale, say: Say = print) -> dict[str, Any]:
+    """From a CSV and DICOMs to a trained, evaluated model and its report; Ray must be connected.
+
+    A run that was interrupted goes on where it stood when it is started again; a finished one is only read.
+
+    Returns
+    -------
+    dict
+        The content of metrics.json.
+    """
+    outdir = source.outdir
+    data = catalog.build(source.csv, source.dicom_root)
+    say(
+        f"catalog: {data.layout} layout, {len(data.rows)} images of "
+        f"{data.rows['patient_id'].nunique()} {_groups(data)}, {len(data.findings)} findings"
+    )
+    parts = split.make(data.rows, config.split, config.classes, config.seed)
+    identity = configs.digest(_what_counts(config), parts.digest)
+    if _claim(outdir, identity, config):
+        say(f"{outdir} already holds this run, finished; nothing is done again")
+        return _read_metrics(outdir)
+    say(
+        f"split: digest {parts.digest}, "
+        + ", ".join(f"{fold} {n['patients']}" for fold, n in split.counts(parts, data.rows)["folds"].items())
+        + f" {_groups(data)}"
+    )
+    _write_inputs(outdir, config, data, parts)
+    started, begun = datetime.now(timezone.utc), time.monotonic()
+    decoded = _decode(source, config, data, parts, say)
+    decode_seconds = time.monotonic() - begun
+    return _train_and_judge(
+        source, config, scale, say, _Inputs(data, parts, decoded, identity, started, decode_seconds)
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Inputs:
+    data: catalog.Catalog
+    parts: split.Split
+    decoded: ingest.Decoded
+    identity: str
+    started: datetime
+    decode_seconds: float
+
+
+def _groups(data: catalog.Catalog) -> str:
+    return "patients" if data.grouped_by == "patient_id" else f"{data.grouped_by} groups"
+
+
+def _what_counts(config: Config) -> dict[str, Any]:
+    """The settings that decide the result: not where the cache lies, nor how often to try again."""
+    plain = configs.to_dict(config)
+    plain["ingest"] = {}
+    plain["train"].pop("max_failures")
+    plain["split"].pop("split_file", None)
+    return plain
+
+
+def _claim(outdir: Path, identity: str, config: Config) -> bool:
+    """Take the output folder for this run; True when it holds this very run, finished."""
+    marker = outdir / "run.json"
+    if marker.exists():
+        held: dict[str, Any] = json.loads(marker.read_text(encoding="utf-8"))
+        if held.get("identity") != identity:
+            raise RunFolderError(
+                str(outdir),
+                f"an empty folder, or this run ({identity})",
+                f"another run ({held.get('identity')}): other settings or other data",
+                "Choose another --outdir, or remove the folder.",
+            )
+        return bool(held.get("finished"))
+    if outdir.is_dir() and any(outdir.iterdir()):
+        raise RunFolderError(
+            str(outdir), "an empty folder, or a run of mammoray", "other files", "Choose another --outdir."
+        )
+    try:
+        outdir.mkdir(parents=True, exist_ok=True)
+        _write_json(marker, {"version": __version__, "identity": identity, "finished": False})
+    except OSError as error:
+        raise RunFolderError(
+            str(outdir), "a folder that can be written", type(error).__name__, "Choose another --outdir."
+        ) from error
+    return False
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def _read_metrics(outdir: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((outdir / "metrics.json").read_text(encoding="utf-8"))
+    return content
+
+
+def _write_inputs(outdir: Path, config: Config, data: catalog.Catalog, parts: split.Split) -> None:
+    (outdir / "config.toml").write_text(configs.to_toml(config), encoding="utf-8")
+    folds = parts.rows.set_index("image_id")["fold"]
+    data.rows.assign(fold=data.rows["image_id"].map(folds)).to_parquet(outdir / "catalog.parquet", index=False)
+    parts.rows.to_csv(outdir / "split.csv", index=False)
+    _write_json(
+        outdir / "split.json", {"digest": parts.digest, "grouped_by": data.grouped_by, **split.counts(parts, data.rows)}
+    )
+
+
+def cache_path(outdir: Path, config: Config) -> Path:
+    """Folder of the decoded cache: ``--cache``, or one beside the output folder that sibling runs share."""
+    return (config.ingest.cache or outdir.parent / "mammoray-cache").resolve()
+
+
+def _decode(source: Source, config: Config, data: catalog.Catalog, parts: split.Split, say: Say) -> ingest.Decoded:
+    cache = cache_path(source.outdir, config)
+    labelled = data.rows[data.rows["label"].notna()]
+    say(f"decode: {len(labelled)} files into {cache}")
+    decoded = ingest.prepare(labelled, data.root.resolve(), cache, config.decode, config.ingest, _throttled(say))
+    say(
+        f"decode: {decoded.new} new, {len(labelled) - decoded.new} from the cache, "
+        f"{len(decoded.failures)} failed, {decoded.seconds:.1f} s"
+    )
+    for failure in decoded.failures.head(5).itertuples():
+        say(f"  {failure.path}: expected {failure.expected}, found {failure.found}")
+    audit.write((*data.findings, *audit.of_labels(data), *audit.of_failures(decoded.failures)), source.outdir)
+    ingest.check_enough(decoded, config.ingest)
+    return decoded
+
+
+def _throttled(say: Say, every: float = 2.0) -> Callable[[ingest.Progress], None]:
+    last = time.monotonic()
+
+    def tell(progress: ingest.Progress) -> None:
+        nonlocal last
+        if progress.done == progress.total or time.monotonic() - last > every:
+            last = time.monotonic()
+            say(str(progress))
+
+    return tell
+
+
+def _train_and_judge(source: Source, config: Config, scale: Scale, say: Say, inputs: _Inputs) -> dict[str, Any]:
+    # torch and timm are imported here and not above: by now the data are known to be good.
+    from mammoray import predict, train
+
+    outdir, decoded = source.outdir, inputs.decoded
+    rows = decoded.rows.merge(inputs.parts.rows[["image_id", "fold"]], on="image_id", validate="one_to_one")
+    rows = rows.assign(target=catalog.class_index(rows["label"], config.classes)).sort_values(
+        "image_id", ignore_index=True
+    )
+    split.check(rows)
+    begun = time.monotonic()
+    fitted = train.fit(rows, inputs.parts.digest, config, scale, outdir, say)
+    train_seconds = time.monotonic() - begun
+    say("evaluate: the best checkpoint, on validation and test images")
+    gpu = bool(train.plan(scale).use_gpu)
+    held_out = rows[rows["fold"] != "train"].reset_index(drop=True)
+    p_NK = predict.predict(held_out, fitted.best, gpu=gpu)
+    predictions = _table(held_out, p_NK, config)
+    predictions.to_parquet(outdir / "predictions.parquet", index=False)
+    metrics = evaluate.judge(predictions, config.class_names, config.evaluate.bootstrap, config.seed)
+    metrics["learned"] = [fitted.history[0], fitted.history[-1]]
+    _write_json(outdir / "metrics.json", metrics)
+    _write_examples(outdir, held_out, predictions, config)
+    best = train.best_epoch(fitted.history, config.train.monitor)
+    facts = {
+        "version": __version__,
+        "identity": inputs.identity,
+        "finished": True,
+        "layout": inputs.data.layout,
+        "num_workers": scale.num_workers,
+        "decoded": len(decoded.rows),
+        "failed": len(decoded.failures),
+        "parameters": predict.parameters(fitted.best),
+        "best_epoch": best,
+        "started": inputs.started.isoformat(timespec="seconds"),
+        "seconds": {"decode": round(inputs.decode_seconds, 1), "train": round(train_seconds, 1)},
+        "split_digest": inputs.parts.digest,
+        "device": "cuda" if gpu else "cpu",
+        "limits": [*inputs.data.limits, *_absent(inputs.parts, config)],
+    }
+    # The report reads run.json; only after it is there may the run be called finished.
+    _write_json(outdir / "run.json", {**facts, "finished": False})
+    report.write_report(outdir)
+    _write_json(outdir / "run.json", facts)
+    return metrics
+
+
+def _absent(parts: split.Split, config: Config) -> list[str]:
+    present = set(catalog.class_index(parts.rows["label"], config.classes).tolist())
+    absent = [name for k, name in enumerate(config.class_names) if k not in present]
+    return (
+        [
+            f"No image of class {', '.join(absent)} is in these data: the model cannot know it, "
+            "and the metrics are over the other classes."
+        ]
+        if absent
+        else []
+    )
+
+
+def _table(rows: pd.DataFrame, p_NK: Any, config: Config) -> pd.DataFrame:
+    names = np.array(config.class_names)
+    return pd.DataFrame(
+        {
+            "image_id": rows["image_id"],
+            "patient_id": rows["patient_id"],
+            "fold": rows["fold"],
+            "label": names[rows["target"].to_numpy()],
+            "predicted": names[p_NK.argmax(axis=1)],
+            **{f"p_{name}": p_NK[:, k] for k, name in enumerate(names)},
+        }
+    )
+
+
+def _write_examples(outdir: Path, rows: pd.DataFrame, predictions: pd.DataFrame, config: Config) -> None:
+    """Test images for the report's montage: half of them wrong where there are as many, spread over the classes."""
+    test = predictions[predictions["fold"] == "test"]
+    wrong = _spread(test[test["label"] != test["predicted"]], config.evaluate.examples // 2)
+    right = _spread(test[test["label"] == test["predicted"]], config.evaluate.examples - len(wrong))
+    chosen = predictions.loc[[*wrong, *right]]
+    where = rows.loc[chosen.index]
+    images = ingest.load_pixels(where["shard"].tolist(), where["position"].to_numpy(), config.decode)
+    shown = (images >> (config.decode.depth - 8)).astype(np.uint8)
+    table = chosen[["image_id", "fold", "label", "predicted"]].assign(
+        probability=[row[f"p_{row['predicted']}"] for _, row in chosen.iterrows()],
+        height=config.decode.height,
+        width=config.decode.width,
+        pixels=[image.tobytes() for image in shown],
+    )
+    table.to_parquet(outdir / "examples.parquet", index=False)
+
+
+def _spread(rows: pd.DataFrame, count: int) -> list[int]:
+    """Index of ``count`` rows, dealt over the classes in turn; deterministic."""
+    turn = rows.sort_values("image_id").groupby("label").cumcount()
+    return [int(i) for i in turn.sort_values(kind="stable").index[:count]]
+
+
+def crossval(source: Source, config: Config, scale: Scale, say: Say = print) -> dict[str, Any]:
+    """Run every fold of the split, each in its own folder, and judge the test predictions of all together.
+
+    Returns
+    -------
+    dict
+        As of :func:`run`, over all patients: each is tested once, by a model that has not seen it.
+    """
+    tables = []
+    for fold in range(config.split.folds):
+        say(f"fold {fold} of {config.split.folds}")
+        part = Source(csv=source.csv, dicom_root=source.dicom_root, outdir=source.outdir / f"fold-{fold}")
+        cache = cache_path(source.outdir, config)
+        changed = configs.replace(
+            config, split=configs.replace(config.split, fold=fold), ingest=configs.replace(config.ingest, cache=cache)
+        )
+        run(part, changed, scale, say)
+        table = pd.read_parquet(part.outdir / "predictions.parquet")
+        tables.append(table[table["fold"] == "test"])
+    predictions = pd.concat(tables, ignore_index=True)
+    predictions.to_parquet(source.outdir / "predictions.parquet", index=False)
+    metrics = evaluate.judge(predictions, config.class_names, config.evaluate.bootstrap, config.seed)
+    _write_json(source.outdir / "metrics.json", metrics)
+    return metrics
+
+
+def headline(metrics: dict[str, Any]) -> list[str]:
+    """Lines for the end of a run: what was reached on held-out patients, and from where."""
+    test = metrics["folds"]["test"]
+    lines = []
+    for level in ("image", "patient"):
+        values = ", ".join(f"{name} {_with_interval(test[level][name])}" for name in ("kappa", "accuracy", "auc"))
+        lines.append(f"test, per {level} (n = {test[level]['n']}): {values}")
+    lines.append(f"always the commonest class: accuracy {test['image']['majority_accuracy']:.3f}")
+    if "learned" in metrics:
+        first, last = metrics["learned"]
+        gap = ", ".join(
+            f"{name} {_text(first['val_' + name])} -> {_text(last['val_' + name])}"
+            for name in ("kappa", "accuracy", "loss")
+        )
+        lines.append(f"learned, on validation images, epoch 0 (untrained) -> {last['epoch']}: {gap}")
+    return lines
+
+
+def _text(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.3f}"
+
+
+def _with_interval(metric: dict[str, float | None]) -> str:
+    interval = "" if metric["low"] is None else f" [{_text(metric['low'])}, {_text(metric['high'])}]"
+    return _text(metric["value"]) + interval

@@ -1,0 +1,627 @@
+"""From a finished run's folder to ``report.html``: one page, figures inside, that opens without a network.
+
+Reads only the run's files, so a report can be written again anywhere, without Ray, torch or the images. Equal files
+give equal bytes. ``report.html`` beside this module is the page's frame and prose; the figures are in
+:mod:`mammoray.figures`; here the files are read, checked and put into sentences and tables.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from string import Template
+from typing import Any, TypeVar
+
+import pandas as pd
+
+from mammoray.config import Config, load_toml, to_toml
+from mammoray.errors import ConfigError, RunFolderError
+from mammoray.figures import (
+    UNDEFINED,
+    Html,
+    Line,
+    class_legend,
+    confusion,
+    defined,
+    el,
+    interval_strip,
+    join,
+    line_chart,
+    number,
+    png_uri,
+    reliability,
+    short_id,
+    stacked_bar,
+    table,
+)
+
+Json = dict[str, Any]
+T = TypeVar("T")
+
+FOLDS = {"train": "Training", "val": "Validation", "test": "Test"}
+LEVELS = {"image": "by image", "patient": "by patient"}
+METRICS = {
+    "kappa": "Quadratic weighted kappa",
+    "accuracy": "Accuracy",
+    "balanced_accuracy": "Balanced accuracy",
+    "auc": "AUC, macro one-vs-rest",
+    "f1": "F1, macro",
+}
+REMEDY = "Restore the file from where the run was made, or train again into a new folder."
+
+# What each JSON file must hold: a type or a tuple of types, [shape of each item], {key: shape}; EACH is any key.
+EACH = "*"
+REAL = (int, float)
+MAYBE = (int, float, type(None))
+_COUNT = {"images": int, "patients": int}
+_INTERVAL = {"value": MAYBE, "low": MAYBE, "high": MAYBE}
+_LEVEL = {
+    "n": int,
+    "majority_accuracy": MAYBE,
+    "confusion": [[int]],
+    "per_class": {EACH: {"precision": MAYBE, "recall": MAYBE, "f1": MAYBE, "n": int}},
+    **dict.fromkeys(METRICS, _INTERVAL),
+}
+RUN = {
+    **dict.fromkeys(("version", "layout", "started", "split_digest", "device"), str),
+    **dict.fromkeys(("num_workers", "decoded", "failed", "parameters", "best_epoch"), int),
+    "seconds": {EACH: REAL},
+    "limits": [str],
+}
+SPLIT = {
+    "digest": str,
+    "grouped_by": str,
+    "folds": {fold: {**_COUNT, "classes": {EACH: _COUNT}} for fold in FOLDS},
+    "unlabelled": _COUNT,
+}
+AUDIT = {
+    "findings": int,
+    "by_severity": {EACH: int},
+    "by_reason": [{"severity": str, "reason": str, "count": int, "what_to_do": str}],
+}
+EPOCH = {
+    "epoch": int,
+    **dict.fromkeys(("train_loss", "val_loss", "val_accuracy", "val_balanced_accuracy", "val_kappa", "val_auc"), MAYBE),
+    **dict.fromkeys(("lr", "seconds", "images_per_second"), MAYBE),
+}
+METRICS_FILE = {
+    "classes": [str],
+    "intervals": {"level": REAL, "method": str, "resamples": int},
+    "folds": {fold: dict.fromkeys(LEVELS, _LEVEL) for fold in ("val", "test")},
+}
+PREDICTIONS = ("image_id", "patient_id", "fold", "label", "predicted")
+EXAMPLES = ("image_id", "fold", "label", "predicted", "probability", "height", "width", "pixels")
+
+
+# Reading ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunFolder:
+    """The files of a finished run, read and checked."""
+
+    name: str
+    """The folder's name, which is the run's."""
+    config: Config
+    """config.toml"""
+    run: Json
+    """run.json"""
+    split: Json
+    """split.json"""
+    audit: Json
+    """audit.json"""
+    history: list[Json]
+    """history.jsonl, ascending in epoch."""
+    metrics: Json
+    """metrics.json"""
+    predictions: pd.DataFrame
+    """predictions.parquet"""
+    examples: list[Json]
+    """examples.parquet, one dictionary a row."""
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the classes, in the order of the model's outputs."""
+        names: list[str] = self.metrics["classes"]
+        return names
+
+    @property
+    def test(self) -> Json:
+        """The test fold's metrics: image and patient."""
+        levels: Json = self.metrics["folds"]["test"]
+        return levels
+
+
+def read_run(outdir: Path) -> RunFolder:
+    """Read and check the files of a finished run.
+
+    Raises
+    ------
+    RunFolderError
+        For a file that is missing, damaged, or from another run than the rest.
+    """
+    if not outdir.is_dir():
+        raise RunFolderError(str(outdir), "the folder of a finished run", "no such folder", "Check the path.")
+    # The page only points at it, but a page that points at nothing is a false one.
+    if not (outdir / "audit.csv").is_file():
+        raise RunFolderError(str(outdir / "audit.csv"), "the list of the audit's findings", "no such file", REMEDY)
+    folder = RunFolder(
+        name=outdir.resolve().name,
+        config=_read(outdir / "config.toml", "the run's settings", load_toml),
+        run=_read_json(outdir / "run.json", RUN),
+        split=_read_json(outdir / "split.json", SPLIT),
+        audit=_read_json(outdir / "audit.json", AUDIT),
+        history=_read_history(outdir / "history.jsonl"),
+        metrics=_read_json(outdir / "metrics.json", METRICS_FILE),
+        predictions=_read_parquet(outdir / "predictions.parquet", PREDICTIONS),
+        examples=[
+            {str(column): value for column, value in row.items()}
+            for row in _read_parquet(outdir / "examples.parquet", EXAMPLES).to_dict("records")
+        ],
+    )
+    _require_one_run(folder, outdir)
+    return folder
+
+
+def _read(path: Path, expected: str, reader: Callable[[Path], T]) -> T:
+    try:
+        return reader(path)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise RunFolderError(str(path), expected, "no such file", REMEDY) from error
+    except ConfigError as error:
+        found = "no such file" if not path.is_file() else f"{error.where}: {error.found}"
+        raise RunFolderError(str(path), expected, found, REMEDY) from error
+    # ValueError covers broken JSON, broken UTF-8 and pyarrow's own ArrowInvalid.
+    except (OSError, ValueError) as error:
+        raise RunFolderError(str(path), expected, str(error).splitlines()[0], REMEDY) from error
+
+
+def _read_json(path: Path, shape: Any) -> Json:
+    document: Json = _read(path, "a JSON object", lambda p: json.loads(p.read_text(encoding="utf-8")))
+    _require_shape(document, shape, f"{path}", "")
+    return document
+
+
+def _read_history(path: Path) -> list[Json]:
+    lines = _read(path, "one JSON object an epoch", lambda p: p.read_text(encoding="utf-8")).splitlines()
+    if not lines:
+        raise RunFolderError(str(path), "one JSON object an epoch", "an empty file", REMEDY)
+    history: list[Json] = []
+    for i, line in enumerate(lines, start=1):
+        where = f"{path} line {i}"
+        try:
+            epoch = json.loads(line)
+        except ValueError as error:
+            raise RunFolderError(where, "one JSON object an epoch", str(error), REMEDY) from error
+        _require_shape(epoch, EPOCH, where, "")
+        history.append(epoch)
+    return sorted(history, key=lambda epoch: int(epoch["epoch"]))
+
+
+def _read_parquet(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
+    frame = _read(path, "a Parquet table", pd.read_parquet)
+    missing = [name for name in columns if name not in frame]
+    if missing:
+        raise RunFolderError(str(path), f"the columns {', '.join(columns)}", f"none named {', '.join(missing)}", REMEDY)
+    return frame
+
+
+def _require_shape(value: Any, shape: Any, where: str, at: str) -> None:
+    """Check JSON against one of the shapes above; ``at`` is the dotted path down to ``value``."""
+
+    def fail(expected: str, found: str) -> RunFolderError:
+        return RunFolderError(f"{where}: {at}" if at else where, expected, found, REMEDY)
+
+    if isinstance(shape, dict):
+        if not isinstance(value, dict):
+            raise fail("an object", repr(value)[:80])
+        inner = dict.fromkeys(value, shape[EACH]) if EACH in shape else shape
+        for key, below in inner.items():
+            if key not in value:
+                raise fail(f"the key {key!r}", f"only {', '.join(map(repr, value)) or 'an empty object'}")
+            _require_shape(value[key], below, where, f"{at}.{key}" if at else key)
+    elif isinstance(shape, list):
+        if not isinstance(value, list):
+            raise fail("a list", repr(value)[:80])
+        for i, item in enumerate(value):
+            _require_shape(item, shape[0], where, f"{at}[{i}]")
+    elif not isinstance(value, shape) or isinstance(value, bool):
+        kinds = shape if isinstance(shape, tuple) else (shape,)
+        names = {int: "a whole number", float: "a number", str: "text", type(None): "null"}
+        raise fail(" or ".join(names[kind] for kind in kinds), repr(value)[:80])
+
+
+def _require_one_run(folder: RunFolder, outdir: Path) -> None:
+    """Refuse files that do not fit each other: a folder that was written into twice would make a false report."""
+    digests = (folder.split["digest"], folder.run["split_digest"])
+    if digests[0] != digests[1]:
+        raise RunFolderError(str(outdir / "split.json"), f"the digest {digests[1]} of run.json", digests[0], REMEDY)
+    names = list(folder.config.class_names)
+    if folder.classes != names:
+        found = ", ".join(folder.classes)
+        expected = f"the classes {', '.join(names)} of config.toml"
+        raise RunFolderError(str(outdir / "metrics.json"), expected, found, REMEDY)
+    wanted = [f"p_{name}" for name in names]
+    missing = [name for name in wanted if name not in folder.predictions]
+    if missing:
+        where = str(outdir / "predictions.parquet")
+        raise RunFolderError(where, f"the columns {', '.join(wanted)}", f"none named {', '.join(missing)}", REMEDY)
+    for row in folder.examples:
+        if len(row["pixels"]) != row["height"] * row["width"]:
+            where = f"{outdir / 'examples.parquet'}: image_id {row['image_id']}"
+            raise RunFolderError(where, f"{row['height']} x {row['width']} pixels", f"{len(row['pixels'])}", REMEDY)
+    for fold, levels in folder.metrics["folds"].items():
+        for level, values in levels.items():
+            _require_square(values, names, f"{outdir / 'metrics.json'}: folds.{fold}.{level}")
+
+
+def _require_square(values: Json, names: list[str], where: str) -> None:
+    k = len(names)
+    if [len(row) for row in values["confusion"]] != [k] * k:
+        raise RunFolderError(f"{where}.confusion", f"{k} rows of {k} counts", str(values["confusion"])[:80], REMEDY)
+    if not set(names) <= set(values["per_class"]):
+        found = ", ".join(values["per_class"]) or "none"
+        raise RunFolderError(f"{where}.per_class", f"the classes {', '.join(names)}", found, REMEDY)
+
+
+# The head of the page --------------------------------------------------------------------------------------------
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the units a person would use.
+
+    Examples
+    --------
+    >>> duration(12.34), duration(80), duration(7500)
+    ('12.3 s', '1 min 20 s', '2 h 05 min')
+    """
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _definitions(pairs: dict[str, str]) -> Html:
+    return el("dl", *(el("div", el("dt", key), el("dd", value)) for key, value in pairs.items()), class_="facts")
+
+
+def _facts(folder: RunFolder) -> Html:
+    run, config = folder.run, folder.config
+    workers = f"{run['num_workers']} {'worker' if run['num_workers'] == 1 else 'workers'} on {run['device']}"
+    return _definitions(
+        {
+            "Network": f"{config.model.arch}, {run['parameters'] / 1e6:,.2f} M parameters",
+            "Classes": ", ".join(folder.classes),
+            "Data": f"{run['layout']} layout, {run['decoded']:,} images decoded",
+            "Input": f"{config.decode.height} x {config.decode.width}",
+            "Checkpoint": f"epoch {run['best_epoch']} of {config.train.epochs}",
+            "Ran on": workers,
+            "Took": duration(sum(run["seconds"].values())),
+            "Started": f"{run['started'][:16].replace('T', ' ')} UTC",
+        }
+    )
+
+
+def interval(metric: Json, digits: int = 3) -> str:
+    """Text of a metric's interval, such as ``0.69 to 0.85``; an en dash where there is none."""
+    if not (defined(metric["low"]) and defined(metric["high"])):
+        return UNDEFINED
+    return f"{number(metric['low'], digits)} to {number(metric['high'], digits)}"
+
+
+def against_majority(accuracy: Json, majority: float | None) -> str:
+    """Say how accuracy stands against always answering the most frequent class.
+
+    Examples
+    --------
+    >>> against_majority({"value": 0.8, "low": 0.7, "high": 0.9}, 0.43)
+    'better than'
+    >>> against_majority({"value": 0.5, "low": 0.4, "high": 0.6}, 0.43)
+    'not distinguishable from'
+    >>> against_majority({"value": 0.5, "low": None, "high": None}, 0.43)
+    'not tested (there is no interval) against'
+    """
+    if majority is None or not defined(majority) or not defined(accuracy["value"]):
+        return "not comparable with"
+    if not (defined(accuracy["low"]) and defined(accuracy["high"])):
+        return "not tested (there is no interval) against"
+    if accuracy["low"] > majority:
+        return "better than"
+    return "worse than" if accuracy["high"] < majority else "not distinguishable from"
+
+
+def _verdict(folder: RunFolder) -> Html:
+    patient, image = folder.test["patient"], folder.test["image"]
+    majority = patient["majority_accuracy"]
+    sentence = el(
+        "p",
+        f"On {patient['n']:,} test patients ({image['n']:,} images) that the network never saw, its accuracy is "
+        f"{number(patient['accuracy']['value'], 2)}: ",
+        el("strong", against_majority(patient["accuracy"], majority)),
+        f" always answering the most frequent class ({number(majority, 2)}).",
+    )
+    baselines = {
+        "kappa": ("Quadratic weighted kappa", 0.0, "0: no agreement beyond chance"),
+        "accuracy": ("Accuracy", majority, f"{number(majority, 2)}: always the most frequent class"),
+        "auc": ("AUC", 0.5, "0.50: chance"),
+    }
+    cards = [_card(folder, key, *rest) for key, rest in baselines.items()]
+    return join([sentence, el("div", *cards, class_="cards")])
+
+
+def _card(folder: RunFolder, key: str, title: str, baseline: float | None, meaning: str) -> Html:
+    patient, image = folder.test["patient"][key], folder.test["image"][key]
+    level = f"{100 * folder.metrics['intervals']['level']:g}\u00a0%"
+    by_image = f"{number(image['value'], 2)} ({interval(image, 2)})"
+    return el(
+        "article",
+        el("h3", title),
+        el("div", number(patient["value"], 2), el("small", f"{level} interval {interval(patient, 2)}"), class_="value"),
+        interval_strip(patient["value"], patient["low"], patient["high"], baseline),
+        el("p", el("span", class_="mark"), meaning, el("br"), f"By patient; by image {by_image}"),
+        class_="card",
+    )
+
+
+def _limits(folder: RunFolder) -> Html:
+    if not folder.run["limits"]:
+        return Html("")
+    items = [el("li", text) for text in folder.run["limits"]]
+    return el("aside", el("h2", "Limits of this run"), el("ul", *items), class_="limits", aria_label="Limits")
+
+
+# The sections ----------------------------------------------------------------------------------------------------
+
+
+def _confusion(folder: RunFolder) -> Html:
+    panels = []
+    for level, unit in (("image", "Images"), ("patient", "Patients")):
+        values = folder.test[level]
+        matrix = confusion(values["confusion"], folder.classes, f"{unit}, n = {values['n']:,}")
+        panels.append(el("div", matrix, class_="panel"))
+    return el("div", *panels, class_="two")
+
+
+def _metrics(folder: RunFolder) -> Html:
+    folds = folder.metrics["folds"]
+    # The test comes first: on a narrow screen the rest is scrolled to.
+    columns = [(fold, level) for fold in ("test", "val") for level in LEVELS]
+    header = ["Metric", *(LEVELS[level] for _, level in columns)]
+    rows: list[list[str]] = []
+    for key, title in METRICS.items():
+        cells = [folds[fold][level][key] for fold, level in columns]
+        rows.append([title, *(join([number(c["value"]), el("small", interval(c))]) for c in cells)])
+    rows.append(
+        ["Accuracy of the most frequent class", *(number(folds[f][v]["majority_accuracy"]) for f, v in columns)]
+    )
+    rows.append(["n", *(f"{folds[f][v]['n']:,}" for f, v in columns)])
+    main = el("div", table(header, rows, groups=[FOLDS["test"], FOLDS["val"]]), class_="panel")
+    by_class = el("div", *(_per_class(folder, level) for level in LEVELS), class_="two")
+    return join([main, el("h3", "Test, by class"), by_class, el("h3", "Test, calibration"), _calibration(folder)])
+
+
+def _calibration(folder: RunFolder) -> Html:
+    bins = reliability_bins(folder.predictions, folder.classes)
+    rows = [[number(sure, 2), number(right, 2), f"{n:,}"] for sure, right, n in bins]
+    note = "Images in bins of equal width; few of them say little. Below the diagonal the network is surer than right."
+    numbers = table(["Mean probability", "Share right", "Images"], rows, "In numbers")
+    chart = reliability(bins, "How often right, against how sure")
+    return el("div", chart, el("div", numbers, el("p", note, class_="quiet foot"), class_="panel"), class_="two")
+
+
+def _per_class(folder: RunFolder, level: str) -> Html:
+    per_class = folder.test[level]["per_class"]
+    keys = ("precision", "recall", "f1")
+    rows = [[c, *(number(per_class[c][key]) for key in keys), f"{per_class[c]['n']:,}"] for c in folder.classes]
+    header = ["Class", "Precision", "Recall", "F1", "n"]
+    return el("div", table(header, rows, LEVELS[level].capitalize()), class_="panel")
+
+
+def _interval_note(folder: RunFolder) -> str:
+    chosen = folder.metrics["intervals"]
+    if not chosen["resamples"]:
+        return "No intervals were computed."
+    level, how = f"{100 * chosen['level']:g}\u00a0%", f"{chosen['method']}, {chosen['resamples']:,} resamples"
+    return f"Small figures: {level} intervals ({how})."
+
+
+def _training_note(folder: RunFolder) -> str:
+    lead = "Epoch 0 is the untrained network. " if folder.history[0]["epoch"] == 0 else ""
+    best, monitor = folder.run["best_epoch"], folder.config.train.monitor.replace("_", " ")
+    return f"{lead}The checkpoint of epoch {best} was kept: the best validation {monitor}."
+
+
+def _training(folder: RunFolder) -> Html:
+    def line(name: str, style: str, key: str) -> Line:
+        return Line(name=name, style=style, values=tuple(epoch[key] for epoch in folder.history))
+
+    epochs = [int(epoch["epoch"]) for epoch in folder.history]
+    best = folder.run["best_epoch"]
+    loss = [line("validation", "l0", "val_loss"), line("training", "l1", "train_loss")]
+    scores = [line("kappa", "l0", "val_kappa"), line("accuracy", "l1", "val_accuracy"), line("AUC", "l2", "val_auc")]
+    charts = (
+        line_chart("Loss", epochs, loss, best, False),
+        line_chart("Validation scores", epochs, scores, best, True),
+    )
+    return join([el("div", *charts, class_="two"), _history_table(folder)])
+
+
+def _history_table(folder: RunFolder) -> Html:
+    columns = {
+        "train_loss": ("Training loss", 4),
+        "val_loss": ("Validation loss", 4),
+        "val_kappa": ("Kappa", 3),
+        "val_accuracy": ("Accuracy", 3),
+        "val_balanced_accuracy": ("Balanced accuracy", 3),
+        "val_auc": ("AUC", 3),
+        "lr": ("Learning rate", 7),
+        "seconds": ("Seconds", 1),
+        "images_per_second": ("Images/s", 1),
+    }
+    header = ["Epoch", *(title for title, _ in columns.values())]
+    rows = [
+        [str(e["epoch"]), *(number(e[key], digits) for key, (_, digits) in columns.items())] for e in folder.history
+    ]
+    return el("details", el("summary", "All epochs in numbers"), table(header, rows))
+
+
+def _data_note(folder: RunFolder) -> str:
+    run, unlabelled = folder.run, folder.split["unlabelled"]
+    return (
+        f"{run['decoded']:,} images were decoded and {run['failed']:,} could not be. "
+        f"{unlabelled['images']:,} images of {unlabelled['patients']:,} patients have no label and are in no fold. "
+        f"All images of one {folder.split['grouped_by']} are in one fold."
+    )
+
+
+def _data(folder: RunFolder) -> Html:
+    folds, parts = folder.split["folds"], []
+    # The split is by density letter, also where the network tells AB from CD only.
+    classes = list(dict.fromkeys(name for fold in FOLDS for name in folds[fold]["classes"]))
+    for fold, title in FOLDS.items():
+        counts = {name: folds[fold]["classes"].get(name, {"images": 0})["images"] for name in classes}
+        parts += [el("span", title), stacked_bar(counts, f"{title}, images by class")]
+    header = ["Class", *(unit for _ in FOLDS for unit in ("images", "patients"))]
+    none = {"images": 0, "patients": 0}
+    rows = [
+        [name, *(f"{folds[f]['classes'].get(name, none)[unit]:,}" for f in FOLDS for unit in ("images", "patients"))]
+        for name in classes
+    ]
+    rows.append(["All", *(f"{folds[fold][unit]:,}" for fold in FOLDS for unit in ("images", "patients"))])
+    bars = el("div", *parts, class_="folds")
+    return el("div", class_legend(classes), bars, table(header, rows, groups=list(FOLDS.values())), class_="panel")
+
+
+def reliability_bins(predictions: pd.DataFrame, classes: list[str], bins: int = 5) -> list[tuple[float, float, int]]:
+    """Mean top probability, share right and count of the test images, in bins of equal width; empty bins left out."""
+    test = predictions[predictions["fold"] == "test"]
+    sure = test[[f"p_{name}" for name in classes]].max(axis=1).astype(float)
+    right = (test["label"] == test["predicted"]).astype(float)
+    place = (sure * bins).clip(0, bins - 1e-9).fillna(-1).astype(int)
+    found = []
+    for index in range(bins):
+        inside = (place == index) & sure.notna()
+        if inside.any():
+            found.append((float(sure[inside].mean()), float(right[inside].mean()), int(inside.sum())))
+    return found
+
+
+def _images(folder: RunFolder) -> Html:
+    rows = [row for row in folder.examples if row["fold"] == "test"]
+    if not rows:
+        return el("p", "No example images were kept (--examples 0).", class_="quiet")
+    test = folder.predictions[folder.predictions["fold"] == "test"]
+    hits = int((test["label"] == test["predicted"]).sum())
+    parts: list[Html] = []
+    for title, right, of in (("Wrong", False, len(test) - hits), ("Right", True, hits)):
+        group = [row for row in rows if (row["label"] == row["predicted"]) is right]
+        empty = el("p", "None among the examples.", class_="quiet")
+        shown = el("div", *(_example(row, title.lower()) for row in group), class_="montage") if group else empty
+        parts += [el("h3", f"{title}: {len(group):,} of {of:,}"), shown]
+    return join(parts)
+
+
+def _example(row: Json, kind: str) -> Html:
+    name, truth, said, sure = row["image_id"], row["label"], row["predicted"], number(row["probability"], 2)
+    alt = f"Image {name}: truth {truth}, predicted {said} with probability {sure}"
+    image = el("img", src=png_uri(row["pixels"], row["height"], row["width"]), alt=alt)
+    identifier = el("small", short_id(str(name)), title=name)
+    return el("figure", image, el("figcaption", el("b", f"{truth} → {said}"), f" ({sure})", identifier), class_=kind)
+
+
+def _audit_note(folder: RunFolder) -> str:
+    n = folder.audit["findings"]
+    found = f"{n:,} {'finding' if n == 1 else 'findings'}"
+    return f"{found}. Each one, with its file and tag, is in audit.csv beside this page."
+
+
+def _audit(folder: RunFolder) -> Html:
+    audit = folder.audit
+    chips = [el("span", f"{name}: {n:,}", class_="chip") for name, n in audit["by_severity"].items()]
+    summary = el("p", join(chips, " "))
+    if not audit["by_reason"]:
+        return join([summary, el("p", "Nothing was found amiss.", class_="quiet")])
+    header = [el("th", name, scope="col") for name in ("Severity", "Count", "Reason", "What to do")]
+    rows = [
+        el(
+            "tr",
+            el("th", row["severity"], scope="row", class_=row["severity"]),
+            el("td", f"{row['count']:,}", class_="n"),
+            el("td", row["reason"]),
+            el("td", row["what_to_do"]),
+        )
+        for row in audit["by_reason"]
+    ]
+    body = el("table", el("thead", el("tr", *header)), el("tbody", *rows), class_="words")
+    return join([summary, el("div", el("div", body, class_="scroll"), class_="panel")])
+
+
+def _again(folder: RunFolder) -> Html:
+    run = folder.run
+    facts = _definitions(
+        {"mammoray": run["version"], "Split digest": run["split_digest"], "Seed": str(folder.config.seed)}
+    )
+    command = el("pre", el("code", "mammoray train --config config.toml ..."))
+    rest = el("p", "The dots: where the data are and a new output folder; see mammoray train --help.", class_="quiet")
+    times = table(["Step", "Time"], [[step, duration(seconds)] for step, seconds in run["seconds"].items()])
+    config = el("details", el("summary", "config.toml"), el("pre", el("code", to_toml(folder.config))))
+    return join([facts, el("br"), command, rest, config, el("details", el("summary", "Time by step"), times)])
+
+
+# The page --------------------------------------------------------------------------------------------------------
+
+
+def render(folder: RunFolder) -> str:
+    """Build the page's HTML."""
+    sections: dict[str, str] = {
+        "name": folder.name,
+        "facts": _facts(folder),
+        "verdict": _verdict(folder),
+        "limits": _limits(folder),
+        "confusion": _confusion(folder),
+        "interval_note": _interval_note(folder),
+        "metrics": _metrics(folder),
+        "training_note": _training_note(folder),
+        "training": _training(folder),
+        "data_note": _data_note(folder),
+        "data": _data(folder),
+        "images": _images(folder),
+        "audit_note": _audit_note(folder),
+        "audit": _audit(folder),
+        "again": _again(folder),
+        "version": folder.run["version"],
+    }
+    frame = resources.files("mammoray").joinpath("report.html").read_text(encoding="utf-8")
+    return Template(frame).substitute({key: join([value]) for key, value in sections.items()})
+
+
+def write_report(outdir: Path) -> Path:
+    """Write ``outdir/report.html`` from the other files of a finished run.
+
+    Parameters
+    ----------
+    outdir : Path
+        The run's folder.
+
+    Returns
+    -------
+    Path
+        The page: self-contained, the same bytes for the same files.
+
+    Raises
+    ------
+    RunFolderError
+        For a file that is missing or damaged, or a folder that cannot be written.
+    """
+    page = outdir / "report.html"
+    html = render(read_run(outdir))
+    try:
+        page.write_text(html, encoding="utf-8", newline="\n")
+    except OSError as error:
+        raise RunFolderError(
+            str(page), "a file that can be written", str(error), "Check the folder's permissions."
+        ) from error
+    return page

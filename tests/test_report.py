@@ -1,0 +1,554 @@
+"""The report: whatever a finished run's folder holds, the page says it, says it safely, and says nothing else."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from mammoray.config import Config, EvaluateConfig, replace, to_toml
+from mammoray.errors import RunFolderError
+from mammoray.evaluate import judge
+from mammoray.figures import DEEP, short_id, stacked_bar, ticks
+from mammoray.report import write_report
+
+FILES = (
+    "config.toml",
+    "run.json",
+    "split.json",
+    "audit.json",
+    "audit.csv",
+    "history.jsonl",
+    "metrics.json",
+    "predictions.parquet",
+    "examples.parquet",
+)
+DIGEST = "0123456789abcdef"
+CHROMIUM = shutil.which("chromium")
+
+
+# A finished run's folder -----------------------------------------------------------------------------------------
+
+
+def make_run(
+    outdir: Path, classes: str = "density", absent: str | None = None, examples: int = 12, height: int = 96
+) -> Path:
+    """Write the files of a finished run; class ``absent`` has no test image."""
+    outdir.mkdir()
+    config = Config(classes=classes, evaluate=EvaluateConfig(examples=examples))  # type: ignore[arg-type]
+    names = list(config.class_names)
+    predictions = make_predictions(names, absent)
+    (outdir / "config.toml").write_text(to_toml(config))
+    write_json(outdir / "run.json", make_run_json())
+    write_json(outdir / "split.json", make_split())
+    write_json(outdir / "audit.json", make_audit())
+    (outdir / "audit.csv").write_text("severity,image_id,file,tag,reason,expected,found,what_to_do\n")
+    (outdir / "history.jsonl").write_text("".join(json.dumps(make_epoch(i)) + "\n" for i in range(21)))
+    write_json(outdir / "metrics.json", judge(predictions, config.class_names, resamples=100, seed=0))
+    predictions.to_parquet(outdir / "predictions.parquet")
+    test = predictions[predictions["fold"] == "test"]
+    make_examples(test, names, examples, height, height * 3 // 4).to_parquet(outdir / "examples.parquet")
+    return outdir
+
+
+def write_json(path: Path, document: Any) -> None:
+    path.write_text(json.dumps(document))
+
+
+def make_run_json() -> dict[str, Any]:
+    return {
+        "version": "0.1.0",
+        "layout": "rsna",
+        "num_workers": 2,
+        "decoded": 1483,
+        "failed": 3,
+        "parameters": 4_012_672,
+        "best_epoch": 14,
+        "started": "2025-11-22T11:17:03+00:00",
+        "seconds": {"catalog": 1.24, "audit": 8.1, "decode": 92.3, "train": 1284.1, "evaluate": 11.9},
+        "split_digest": DIGEST,
+        "device": "cuda",
+        "limits": [
+            "The CSV has no patient_id: exams were grouped by accession number, so a patient with two exams may stand "
+            "in two folds.",
+            "Class D has 9 patients in the test fold; its recall is uncertain.",
+        ],
+    }
+
+
+def make_split() -> dict[str, Any]:
+    # By density letter whatever the network's classes are, as mammoray.split counts.
+    shares = {"A": 0.11, "B": 0.41, "C": 0.4, "D": 0.08}
+    folds = {}
+    for fold, patients in {"train": 223, "val": 74, "test": 73}.items():
+        counts = {
+            name: {"images": 4 * round(patients * shares[name]), "patients": round(patients * shares[name])}
+            for name in shares
+        }
+        total = {unit: sum(count[unit] for count in counts.values()) for unit in ("images", "patients")}
+        folds[fold] = {**total, "classes": counts}
+    return {"digest": DIGEST, "grouped_by": "patient_id", "folds": folds, "unlabelled": {"images": 317, "patients": 79}}
+
+
+def make_audit() -> dict[str, Any]:
+    reasons = [
+        ("error", "cannot be decoded", 3, "Leave these files out, or restore them from the archive."),
+        ("warning", "no density label", 317, "Label them, or leave them to mammoray predict."),
+        ("note", "no VOI window in the header", 41, "Nothing: the full grey range is used."),
+    ]
+    keys = ("severity", "reason", "count", "what_to_do")
+    by_reason = [dict(zip(keys, reason, strict=True)) for reason in reasons]
+    return {"findings": 361, "by_severity": {"error": 3, "warning": 317, "note": 41}, "by_reason": by_reason}
+
+
+def make_epoch(epoch: int) -> dict[str, Any]:
+    learned = 1 - np.exp(-epoch / 5)
+    wobble = 0.02 * np.sin(7 * epoch)
+    return {
+        "epoch": epoch,
+        "train_loss": None if epoch == 0 else 1.4 - 0.95 * learned,
+        "val_loss": 1.39 - 0.7 * learned + 0.012 * max(epoch - 12, 0) + wobble,
+        "val_accuracy": 0.25 + 0.5 * learned + wobble,
+        "val_balanced_accuracy": 0.25 + 0.42 * learned + wobble,
+        "val_kappa": 0.76 * learned + wobble,
+        "val_auc": 0.5 + 0.4 * learned + wobble / 2,
+        "lr": 3e-4 * (1 - epoch / 20),
+        "seconds": 62.5,
+        "images_per_second": 14.3,
+    }
+
+
+def make_predictions(names: list[str], absent: str | None) -> pd.DataFrame:
+    rng = np.random.default_rng(7)
+    k = len(names)
+    frequency = np.array([0.11, 0.41, 0.4, 0.08] if k == 4 else [0.52, 0.48])
+    rows = []
+    for patient in range(147):
+        fold = "val" if patient < 74 else "test"
+        truth = int(rng.choice(k, p=frequency))
+        if fold == "test" and names[truth] == absent:
+            truth = 1
+        for view in range(4):
+            logits = -1.1 * np.abs(np.arange(k) - truth) ** 1.3 + rng.normal(0, 0.9, k)
+            p = np.exp(logits) / np.exp(logits).sum()
+            rows.append(
+                {
+                    "image_id": f"{1_459_541_000 + 4 * patient + view}",
+                    "patient_id": f"{patient}",
+                    "fold": fold,
+                    "label": names[truth],
+                    "predicted": names[int(p.argmax())],
+                    **{f"p_{name}": float(x) for name, x in zip(names, p, strict=True)},
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def make_examples(test: pd.DataFrame, names: list[str], count: int, height: int, width: int) -> pd.DataFrame:
+    wrong = test[test["label"] != test["predicted"]].head(count // 2)
+    right = test[test["label"] == test["predicted"]].head(count - len(wrong))
+    columns = ["image_id", "fold", "label", "predicted"]
+    chosen = pd.concat([wrong, right])
+    examples = chosen[columns].copy()
+    examples["probability"] = chosen[[f"p_{name}" for name in names]].max(axis=1)
+    examples["height"], examples["width"] = height, width
+    examples["pixels"] = [
+        phantom(names.index(label) / (len(names) - 1), i, height, width) for i, label in enumerate(chosen["label"])
+    ]
+    return examples
+
+
+def phantom(density: float, seed: int, height: int, width: int) -> bytes:
+    """Half an ellipse at the left with blobs of tissue: enough to judge a montage by."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:height, :width].astype(np.float32)
+    inside = (x / (0.78 * width)) ** 2 + ((y - height / 2) / (0.46 * height)) ** 2 < 1
+    small = Image.fromarray(rng.uniform(0, 255, (14, 11)).astype(np.uint8))
+    blobs = np.asarray(small.resize((width, height), Image.Resampling.BICUBIC), dtype=np.float32)
+    return np.where(inside, 50 + (0.25 + 0.75 * density) * blobs * 0.8, 0).clip(0, 255).astype(np.uint8).tobytes()
+
+
+def edit_json(path: Path, change: Callable[[Any], object]) -> None:
+    document = json.loads(path.read_text())
+    change(document)
+    write_json(path, document)
+
+
+class Page(HTMLParser):
+    """Tags with their attributes, the text outside the style sheet, and whether every element is closed."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.open: list[str] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in ("meta", "img", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open[-1:] != ["style"]:
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def report(outdir: Path) -> Page:
+    return Page(write_report(outdir).read_text(encoding="utf-8"))
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return make_run(tmp_path / "run")
+
+
+# What the page says ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("classes", "absent", "examples"),
+    [("density", None, 12), ("binary", None, 4), ("density", "D", 4), ("density", None, 0)],
+)
+def test_page_is_well_formed_and_undefined_is_never_nan(
+    tmp_path: Path, classes: str, absent: str | None, examples: int
+) -> None:
+    page = report(make_run(tmp_path / "run", classes, absent, examples))
+    assert page.open == []
+    assert not re.search(r"\b(nan|null|inf)\b", page.text, re.IGNORECASE)
+    assert len(page.all("img")) == examples
+
+
+@pytest.mark.parametrize("classes", ["density", "binary"])
+def test_every_count_of_the_inputs_is_on_the_page(tmp_path: Path, classes: str) -> None:
+    run = make_run(tmp_path / "run", classes)
+    page = report(run)
+    cells = set(page.words)
+    split = json.loads((run / "split.json").read_text())
+    for fold in split["folds"].values():
+        for count in (fold, *fold["classes"].values()):
+            assert {f"{count['images']:,}", f"{count['patients']:,}"} <= cells
+    levels = json.loads((run / "metrics.json").read_text())["folds"]["test"]
+    for level in levels.values():
+        assert {f"{n:,}" for row in level["confusion"] for n in row} <= cells
+        assert {f"n = {sum(row):,}" for row in level["confusion"]} <= cells
+    for reason in make_audit()["by_reason"]:
+        assert {reason["reason"], reason["what_to_do"], f"{reason['count']:,}"} <= cells
+    assert "1,483 images were decoded and 3 could not be. 317 images of 79 patients have no label" in page.text
+    assert "361 findings" in page.text and "audit.csv" in page.text
+
+
+def test_confusion_matrices_keep_rows_as_truth(run: Path) -> None:
+    html = write_report(run).read_text(encoding="utf-8")
+    matrix = json.loads((run / "metrics.json").read_text())["folds"]["test"]["image"]["confusion"]
+    first = html.split('class="confusion"')[1].split("</table>")[0]
+    shown = [int(n.replace(",", "")) for n in re.findall(r"<b>([\d,]+)</b>", first)]
+    assert shown == [n for row in matrix for n in row]
+
+
+def test_every_metric_and_its_interval_is_on_the_page(run: Path) -> None:
+    text = report(run).text.replace("\u2212", "-")
+    for levels in json.loads((run / "metrics.json").read_text())["folds"].values():
+        for level in levels.values():
+            for key in ("accuracy", "balanced_accuracy", "kappa", "auc", "f1"):
+                metric = level[key]
+                assert f"{metric['value']:.3f} {metric['low']:.3f} to {metric['high']:.3f}" in text
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "verdict"),
+    [
+        (0.6, 0.8, "better than"),
+        (0.3, 0.6, "not distinguishable from"),
+        (0.1, 0.3, "worse than"),
+        (None, None, "not tested (there is no interval) against"),
+    ],
+)
+def test_verdict_compares_the_interval_with_the_majority_baseline(
+    run: Path, low: float | None, high: float | None, verdict: str
+) -> None:
+    def change(metrics: Any) -> None:
+        patient = metrics["folds"]["test"]["patient"]
+        patient["majority_accuracy"] = 0.43
+        patient["accuracy"].update(value=0.7, low=low, high=high)
+
+    edit_json(run / "metrics.json", change)
+    assert f"{verdict} always answering the most frequent class (0.43)" in report(run).text
+
+
+def test_research_notice_and_limits_come_before_the_first_section(run: Path) -> None:
+    text = report(run).text
+    notice, limit = text.index("Research software, not a medical device"), text.index("grouped by accession number")
+    assert notice < limit < text.index("Each row is a true class")
+
+
+def test_no_limits_means_no_empty_box(run: Path) -> None:
+    edit_json(run / "run.json", lambda document: document.update(limits=[]))
+    assert "Limits of this run" not in report(run).text
+
+
+def test_null_metrics_and_epochs_are_shown_as_undefined(run: Path) -> None:
+    def clear(metrics: Any) -> None:
+        for levels in metrics["folds"].values():
+            for level in levels.values():
+                for key in ("accuracy", "balanced_accuracy", "kappa", "auc", "f1"):
+                    level[key] = {"value": None, "low": None, "high": None}
+                level["majority_accuracy"] = None
+
+    edit_json(run / "metrics.json", clear)
+    epoch = dict.fromkeys(make_epoch(0))
+    # NaN is not JSON, but Python's writer puts it there unless told otherwise.
+    (run / "history.jsonl").write_text(json.dumps({**epoch, "epoch": 0, "val_loss": float("nan")}) + "\n")
+    text = report(run).text
+    assert "not comparable with" in text
+    assert "Undefined in every epoch." in text
+    assert "nan" not in text.lower()
+
+
+def test_untrained_and_best_epochs_are_marked(run: Path) -> None:
+    page = report(run)
+    assert page.words.count("epoch 0: untrained") == 2
+    assert page.words.count("best: epoch 14") == 2
+
+
+def test_wrong_and_right_examples_stand_apart_with_truth_prediction_and_probability(run: Path) -> None:
+    page = report(run)
+    for row in pd.read_parquet(run / "examples.parquet").itertuples():
+        alt = (
+            f"Image {row.image_id}: truth {row.label}, predicted {row.predicted} with probability {row.probability:.2f}"
+        )
+        assert alt in [image["alt"] for image in page.all("img")]
+        assert f"{row.label} → {row.predicted}" in page.words
+    test = pd.read_parquet(run / "predictions.parquet").query("fold == 'test'")
+    hits = int((test["label"] == test["predicted"]).sum())
+    assert f"Wrong: 6 of {len(test) - hits}" in page.words and f"Right: 6 of {hits}" in page.words
+
+
+def test_the_whole_config_is_on_the_page(run: Path) -> None:
+    assert any(word == (run / "config.toml").read_text() for word in report(run).words)
+
+
+# Safety ----------------------------------------------------------------------------------------------------------
+
+
+def test_everything_from_the_files_is_escaped(tmp_path: Path) -> None:
+    evil = "<script>alert('x')</script>\"&$name"
+    run = make_run(tmp_path / "a<b>&$c")
+    edit_json(
+        run / "run.json", lambda d: d.update(version=evil, layout=evil, device=evil, limits=[evil], seconds={evil: 1})
+    )
+    edit_json(run / "split.json", lambda d: d.update(grouped_by=evil))
+    edit_json(run / "audit.json", lambda d: d["by_reason"][0].update(severity=evil, reason=evil, what_to_do=evil))
+    edit_json(run / "audit.json", lambda d: d.update(by_severity={evil: 1}))
+    edit_json(run / "metrics.json", lambda d: d["intervals"].update(method=evil))
+    examples = pd.read_parquet(run / "examples.parquet").assign(image_id=evil, label=evil, predicted=evil)
+    examples.to_parquet(run / "examples.parquet")
+    page = report(run)
+    assert page.open == [] and not page.all("script")
+    assert page.text.count(evil) >= 8
+    assert "a<b>&$c" in page.words
+    assert page.all("img")[0]["alt"] == f"Image {evil}: truth {evil}, predicted {evil} with probability " + (
+        f"{examples['probability'].iloc[0]:.2f}"
+    )
+
+
+def test_page_needs_nothing_but_itself(run: Path) -> None:
+    page = report(run)
+    html = (run / "report.html").read_text(encoding="utf-8")
+    assert not {"script", "link", "iframe", "object", "embed", "base"} & {name for name, _ in page.tags}
+    links = [value or "" for _, attributes in page.tags for key, value in attributes.items() if key in ("src", "href")]
+    assert links and all(link.startswith(("data:image/png;base64,", "#")) for link in links)
+    assert not re.search(r"https?://|//\w|@import|url\(", re.sub(r'src="data:[^"]*"', "", html))
+    assert not [key for _, attributes in page.tags for key in attributes if key.startswith("on")]
+    targets = {f"#{attributes['id']}" for _, attributes in page.tags if "id" in attributes}
+    assert {link for link in links if link.startswith("#")} <= targets
+
+
+def test_every_image_and_figure_has_a_text_alternative(run: Path) -> None:
+    page = report(run)
+    assert all(image["alt"] for image in page.all("img"))
+    assert all(figure["role"] == "img" and figure["aria-label"] for figure in page.all("svg"))
+
+
+def test_only_ids_of_the_csv_identify(run: Path) -> None:
+    (run / "audit.csv").write_text(
+        "severity,image_id,file,tag,reason,expected,found,what_to_do\nnote,1,f,t,r,e,DOE^JANE,w\n"
+    )
+    assert "DOE" not in report(run).text
+
+
+def test_same_files_give_the_same_bytes(tmp_path: Path) -> None:
+    for side in "ab":
+        (tmp_path / side).mkdir()
+    first, second = (write_report(make_run(tmp_path / side / "run")) for side in "ab")
+    assert first.read_bytes() == second.read_bytes()
+    assert write_report(first.parent).read_bytes() == second.read_bytes()
+
+
+def _luminance(rgb: tuple[float, float, float]) -> float:
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in (v / 255 for v in rgb)]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def test_confusion_text_has_contrast_at_every_share_in_both_themes() -> None:
+    css = (Path(__file__).parents[1] / "mammoray" / "report.html").read_text()
+    for theme in css.split("prefers-color-scheme: dark")[:2]:
+        value = {key: re.search(rf"--{key}: ([^;]+);", theme)[1] for key in ("fill", "tint", "deep", "cell")}  # type: ignore[index]
+        fill = [int(c) for c in value["fill"].split()]
+        tint, deep, cell = ([int(value[key][i : i + 2], 16) for i in (1, 3, 5)] for key in ("tint", "deep", "cell"))
+        for share in np.linspace(0, 1, 101):
+            back = tuple(share * f + (1 - share) * t for f, t in zip(fill, tint, strict=True))
+            text = tuple(deep if share >= DEEP else cell)
+            light, dark = sorted((_luminance(back), _luminance(text)), reverse=True)  # type: ignore[arg-type]
+            assert (light + 0.05) / (dark + 0.05) >= 4.5, (share, back)
+
+
+# Damaged folders -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_missing_file_is_named(run: Path, name: str) -> None:
+    (run / name).unlink()
+    with pytest.raises(RunFolderError) as caught:
+        write_report(run)
+    assert caught.value.where == str(run / name)
+    assert caught.value.found == "no such file"
+    assert not (run / "report.html").exists()
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if name != "audit.csv"])
+@pytest.mark.parametrize("content", [b"", b"\x00\xff{", b"[1, 2"])
+def test_damaged_file_is_named(run: Path, name: str, content: bytes) -> None:
+    if (name, content) == ("config.toml", b""):
+        pytest.skip("an empty TOML file is a config of defaults")
+    (run / name).write_bytes(content)
+    with pytest.raises(RunFolderError, match=re.escape(name)):
+        write_report(run)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "where"),
+    [
+        ("run.json", lambda d: d.pop("device"), "run.json"),
+        ("run.json", lambda d: d.update(decoded="many"), "run.json: decoded"),
+        ("run.json", lambda d: d.update(limits="text"), "run.json: limits"),
+        ("split.json", lambda d: d["folds"].pop("val"), "split.json: folds"),
+        ("split.json", lambda d: d.update(digest="other"), "split.json"),
+        ("audit.json", lambda d: d["by_reason"][1].pop("count"), "audit.json: by_reason[1]"),
+        (
+            "metrics.json",
+            lambda d: d["folds"]["test"]["image"]["kappa"].update(low="x"),
+            "metrics.json: folds.test.image.kappa.low",
+        ),
+        (
+            "metrics.json",
+            lambda d: d["folds"]["val"]["image"]["confusion"].pop(),
+            "metrics.json: folds.val.image.confusion",
+        ),
+        (
+            "metrics.json",
+            lambda d: d["folds"]["val"]["image"]["per_class"].pop("C"),
+            "metrics.json: folds.val.image.per_class",
+        ),
+        ("metrics.json", lambda d: d.update(classes=["AB", "CD"]), "metrics.json"),
+    ],
+)
+def test_wrong_content_is_named_by_its_place(run: Path, name: str, change: Callable[[Any], object], where: str) -> None:
+    edit_json(run / name, change)
+    with pytest.raises(RunFolderError) as caught:
+        write_report(run)
+    assert caught.value.where == str(run / where)
+
+
+def test_history_with_a_torn_line_is_named_by_line(run: Path) -> None:
+    path = run / "history.jsonl"
+    path.write_text(path.read_text()[:-30])
+    with pytest.raises(RunFolderError, match=r"history\.jsonl line 21"):
+        write_report(run)
+
+
+@pytest.mark.parametrize(("name", "column"), [("predictions.parquet", "p_C"), ("examples.parquet", "pixels")])
+def test_missing_column_is_named(run: Path, name: str, column: str) -> None:
+    pd.read_parquet(run / name).drop(columns=column).to_parquet(run / name)
+    with pytest.raises(RunFolderError, match=f"{name}.*none named {column}"):
+        write_report(run)
+
+
+def test_example_with_too_few_pixels_is_named_by_its_image(run: Path) -> None:
+    examples = pd.read_parquet(run / "examples.parquet").assign(height=97)
+    examples.to_parquet(run / "examples.parquet")
+    with pytest.raises(RunFolderError, match=f"image_id {examples['image_id'].iloc[0]}: expected 97 x 72 pixels"):
+        write_report(run)
+
+
+# Figures ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (-0.21, 1.0), (0.6, 1.47), (3.0, 3.0), (0.0, 12345.0)])
+def test_ticks_are_few_ascending_and_inside(low: float, high: float) -> None:
+    found = ticks(low, high)
+    assert found == sorted(set(found)) and len(found) <= 7
+    assert all(low - 1e-6 <= tick <= high + 1e-6 for tick in found)
+
+
+def test_stacked_bar_fills_its_width_and_leaves_absent_classes_out() -> None:
+    bar = stacked_bar({"A": 1, "B": 2, "C": 0, "D": 7}, "Test")
+    widths = [float(width) for width in re.findall(r"width:([\d.]+)%", bar)]
+    assert len(widths) == 3 and sum(widths) == pytest.approx(100, abs=0.01)
+    assert stacked_bar({"A": 0}, "Empty").count("seg") == 0
+
+
+def test_short_ids_keep_the_end_and_small_images_are_not_enlarged(run: Path) -> None:
+    assert short_id("1.2.826.0.1.3680043.8.498.4711").endswith("498.4711")
+    examples = make_examples(pd.read_parquet(run / "predictions.parquet"), list("ABCD"), 2, 64, 48)
+    examples.assign(fold="test").to_parquet(run / "examples.parquet")
+    source = report(run).all("img")[0]["src"] or ""
+    assert base64.b64decode(source.split(",")[1])[16:24] == (48).to_bytes(4, "big") + (64).to_bytes(4, "big")
+
+
+def test_config_of_another_run_is_still_a_config(run: Path) -> None:
+    (run / "config.toml").write_text(to_toml(replace(Config(), seed=99)))
+    assert "99" in report(run).words
+
+
+# A browser -------------------------------------------------------------------------------------------------------
+
+
+def browse(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    quiet = ("disable-gpu", "disable-quic", "no-first-run", "disable-background-networking", "disable-component-update")
+    flags = [f"--{flag}" for flag in ("headless", "no-sandbox", "disable-sync", *quiet)]
+    command = [str(CHROMIUM), *flags, f"--user-data-dir={tmp_path / 'profile'}", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium")
+def test_browser_shows_the_page_without_complaint(run: Path, tmp_path: Path) -> None:
+    shot = tmp_path / "page.png"
+    uri = write_report(run).as_uri()
+    done = browse(tmp_path, f"--screenshot={shot}", "--window-size=1200,1600", "--enable-logging=stderr", uri)
+    assert "CONSOLE" not in done.stderr
+    with Image.open(shot) as image:
+        grey = np.asarray(image.convert("L"))
+    # Text, rules and figures: a blank page or an error page has next to no ink.
+    assert grey.shape == (1600, 1200) and 0.01 < float((grey < 128).mean()) < 0.6
