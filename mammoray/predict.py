@@ -5,13 +5,13 @@ Shapes: ``N`` rows, ``B`` batch, ``K`` classes, ``H, W`` pixels.
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-import ray.data
 import torch
 
 from mammoray import ingest
@@ -21,17 +21,18 @@ from mammoray.evaluate import softmax
 _BATCH = 32
 
 
-class _Predictor:
-    """The actor that holds the network."""
+@functools.lru_cache(maxsize=1)
+def _network(checkpoint: Path) -> tuple[models.DensityNet, torch.device]:
+    # Ray reuses the process of a task for the next, so a worker process loads the network once.
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return models.load_model(checkpoint)[0].to(device), device
 
-    def __init__(self, checkpoint: Path) -> None:
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.net = models.load_model(checkpoint)[0].to(self.device)
 
-    @torch.no_grad()
-    def __call__(self, batch: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
-        x_B1HW = models.to_unit(torch.from_numpy(batch["image"].copy()).to(self.device)).unsqueeze(1)
-        return {"row": batch["row"], "logits": self.net(x_B1HW).float().cpu().numpy()}
+@torch.no_grad()
+def _forward(batch: dict[str, npt.NDArray[Any]], checkpoint: Path) -> dict[str, npt.NDArray[Any]]:
+    net, device = _network(checkpoint)
+    x_B1HW = models.to_unit(torch.from_numpy(batch["image"].copy()).to(device)).unsqueeze(1)
+    return {"row": batch["row"], "logits": net(x_B1HW).float().cpu().numpy()}
 
 
 def predict(rows: pd.DataFrame, checkpoint: Path, gpu: bool = False) -> npt.NDArray[np.float64]:
@@ -44,7 +45,7 @@ def predict(rows: pd.DataFrame, checkpoint: Path, gpu: bool = False) -> npt.NDAr
     checkpoint : Path
         Folder of a checkpoint, seen by every node.
     gpu : bool
-        Whether the actor asks for a GPU.
+        Whether the tasks ask for a GPU.
 
     Returns
     -------
@@ -53,15 +54,14 @@ def predict(rows: pd.DataFrame, checkpoint: Path, gpu: bool = False) -> npt.NDAr
     """
     config = models.load_card(checkpoint).decode
     images = ingest.stream(rows, np.arange(len(rows), dtype=np.int64), config)
-    # Without restarts: an actor that dies ends the run, and the same command goes on from the finished training.
+    forward = functools.partial(_forward, checkpoint=checkpoint.resolve())
     results = images.map_batches(
-        _Predictor,
-        fn_constructor_args=(checkpoint.resolve(),),
+        forward,
         batch_size=_BATCH,
         batch_format="numpy",
-        compute=ray.data.ActorPoolStrategy(size=1),
         num_gpus=1 if gpu else 0,
-        ray_remote_args_fn=lambda: {"max_restarts": 0},
+        # Ray would end the process of a GPU task after one call, and the next would load the network again.
+        max_calls=0,
     )
     parts = [(batch["row"], batch["logits"]) for batch in results.iter_batches(batch_size=None, batch_format="numpy")]
     numbers = np.concatenate([n for n, _ in parts])

@@ -107,9 +107,8 @@ class Machine:
 
 def _sigmoid(center: int, width: int) -> Window:
     shift = width // 10
-    return Window(
-        function="SIGMOID", centers=(center, center - shift, center + shift), widths=(width, width - shift, width + shift)
-    )
+    centers, widths = (center, center - shift, center + shift), (width, width - shift, width + shift)
+    return Window(function="SIGMOID", centers=centers, widths=widths)
 
 
 _J2K, _JLL, _RAW = uid.JPEG2000Lossless, uid.JPEGLosslessSV1, uid.ExplicitVRLittleEndian
@@ -185,11 +184,12 @@ def _jpeg2000(pixels: npt.NDArray[Any], bits: int) -> bytes:
 
 def _rle(pixels: npt.NDArray[Any], bits: int) -> bytes:
     rows, columns = pixels.shape
-    return get_encoder(uid.RLELossless).encode(
+    encoded: bytes = get_encoder(uid.RLELossless).encode(
         pixels, rows=rows, columns=columns, samples_per_pixel=1, bits_allocated=16, bits_stored=bits,
         number_of_frames=1, pixel_representation=int(pixels.dtype.kind == "i"),
         photometric_interpretation="MONOCHROME2",
     )  # fmt: skip
+    return encoded
 
 
 CODECS: dict[str, Callable[[npt.NDArray[Any], int], bytes] | None] = {
@@ -290,7 +290,7 @@ def make_dicom(
 
 
 def _uid(*parts: object) -> str:
-    return uid.generate_uid(entropy_srcs=["mammoray", *map(str, parts)])
+    return str(uid.generate_uid(entropy_srcs=["mammoray", *map(str, parts)]))
 
 
 def _header(

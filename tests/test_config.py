@@ -1,0 +1,94 @@
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mammoray import config as configs
+from mammoray.config import Config, ModelConfig, SampleConfig, Scale, SplitConfig, SynthConfig, TrainConfig
+from mammoray.errors import ConfigError
+
+
+def leaves(kind: type[Any]) -> list[str]:
+    instance = kind()
+    return [
+        name
+        for f in fields(kind)
+        for name in (leaves(type(getattr(instance, f.name))) if is_dataclass(getattr(instance, f.name)) else [f.name])
+    ]
+
+
+def test_toml_gives_back_an_equal_config(tmp_path: Path) -> None:
+    config = Config(
+        classes="binary",
+        seed=7,
+        split=SplitConfig(folds=4, fold=2, split_file=Path("split.csv")),
+        model=ModelConfig(arch="resnet50", weights=Path("w.safetensors")),
+        train=TrainConfig(lr=1.0, epochs=3),
+    )
+    file = tmp_path / "config.toml"
+    file.write_text(configs.to_toml(config), encoding="utf-8")
+    assert configs.load_toml(file) == config
+
+
+def test_field_names_are_unique_over_all_sections_because_they_are_flags() -> None:
+    names = leaves(Config) + leaves(Scale)
+    assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize("kind", [Config, Scale, SynthConfig])
+def test_every_setting_has_a_description(kind: type[Any]) -> None:
+    source = Path(configs.__file__).read_text(encoding="utf-8")
+    for name in leaves(kind):
+        declared = source.index(f"\n    {name}: ")
+        following = source[declared + 1 :].split("\n", 2)[1]
+        assert following.startswith('    """'), name
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("colour = 1", "colour"),
+        ("[train]\nlearning_rate = 1.0", "learning_rate"),
+        ('[train]\nlr = "fast"', "lr"),
+        ("[train]\nepochs = true", "epochs"),
+        ('[decode]\nwindow = "nice"', "--window"),
+        ("train = 3", "train"),
+        ("seed = ", "TOML"),
+    ],
+)
+def test_a_wrong_config_file_is_an_error_that_names_the_key(tmp_path: Path, text: str, named: str) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError, match=named):
+        configs.load_toml(file)
+
+
+def test_a_missing_config_file_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no file"):
+        configs.load_toml(tmp_path / "none.toml")
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: SplitConfig(folds=2),
+        lambda: SplitConfig(fold=5),
+        lambda: SampleConfig(batch_size=1),
+        lambda: TrainConfig(epochs=0),
+        lambda: TrainConfig(lr=0.0),
+        lambda: TrainConfig(label_smoothing=1.0),
+        lambda: ModelConfig(dropout=1.0),
+        lambda: ModelConfig(channels=2),
+        lambda: Scale(num_workers=0),
+        lambda: Config(sample=SampleConfig(sampler="balanced"), train=TrainConfig(class_weights=True)),
+    ],
+)
+def test_settings_out_of_range_are_errors(make: Any) -> None:
+    with pytest.raises(ConfigError):
+        make()
+
+
+def test_the_digest_depends_on_values_alone() -> None:
+    assert configs.digest(Config()) == configs.digest(Config(seed=0))
+    assert configs.digest(Config()) != configs.digest(Config(seed=1))
