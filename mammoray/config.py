@@ -263,7 +263,7 @@ class SynthConfig:
     width: int = 832
     """Columns of the written images, in pixels."""
     unlabelled: float = 0.0
-    """Share of the patients that come from a second site whose density is blank, as 46 % of the RSNA rows are."""
+    """rsna layout only: share of the patients of a second site whose density is blank, as 46 % of RSNA's rows are."""
 
     def __post_init__(self) -> None:
         _require_choices(self)

@@ -1,9 +1,8 @@
 """One DICOM file to one grey image, ``(H, W)``, dense tissue bright and background 0.
 
 The order of the steps is DICOM's (PS3.3 C.7.6.3, C.11.1, C.11.2), with the resize put before the grey-scale steps,
-which
-are then done on few pixels: stored values -> padding -> crop -> mirror -> resize -> modality LUT -> VOI -> MONOCHROME1
-inversion -> pad to the frame. Nothing is guessed: what cannot be decoded as the header says raises
+which are then done on few pixels: stored values -> padding -> crop -> resize -> modality LUT -> VOI -> MONOCHROME1
+inversion -> mirror -> pad to the frame. Nothing is guessed: what cannot be decoded as the header says raises
 :class:`DecodeError`.
 
 Shapes: ``H, W`` the decoded image, ``h, w`` the stored one.
@@ -106,12 +105,14 @@ def decode(source: Path | bytes, config: DecodeConfig, name: str | None = None) 
     _check_header(dataset, name)
     stored = _stored_values(dataset, name)
     inverted = dataset.PhotometricInterpretation == "MONOCHROME1"
-    stored = _blank_padding(stored, dataset, inverted)
+    stored, padding = _take_out_padding(stored, dataset, inverted)
     top, left, height, width, mirrored = _locate_breast(stored, inverted, config)
-    crop = stored[top : top + height, left : left + width]
-    crop = crop[:, ::-1] if mirrored else crop
-    small, scale_y, scale_x = _resize(crop, config)
+    box = np.s_[top : top + height, left : left + width]
+    small, scale_y, scale_x = _resize(stored[box], config)
     grey = _to_grey(small, dataset, config, name)
+    if padding is not None:
+        grey *= 1.0 - _resize(padding[box], config)[0]
+    grey = grey[:, ::-1] if mirrored else grey
     pad_top = (config.height - grey.shape[0]) // 2
     # The chest wall stays at the left edge: padding goes to the nipple's side.
     pad_left = 0 if config.orient == "left" else (config.width - grey.shape[1]) // 2
@@ -284,18 +285,22 @@ def _check_values(stored: Image, dataset: pydicom.FileDataset, name: str) -> Ima
     return stored
 
 
-def _blank_padding(stored: Image, dataset: pydicom.FileDataset, inverted: bool) -> Image:
-    """Give padding pixels (PS3.3 C.7.5.1.1.2) the value that is shown black, so that they are background."""
+def _take_out_padding(stored: Image, dataset: pydicom.FileDataset, inverted: bool) -> tuple[Image, Image | None]:
+    """Stored values with padding pixels (PS3.3 C.7.5.1.1.2) levelled to the darkest tissue, and where they were.
+
+    Levelled, they do not drag their neighbours to the end of the range when the image is reduced; they are made black
+    after the window, by their share of each output pixel.
+    """
     padding = dataset.get("PixelPaddingValue")
     if not isinstance(padding, int):
-        return stored
+        return stored, None
     limit = dataset.get("PixelPaddingRangeLimit")
     low, high = sorted((padding, limit if isinstance(limit, int) else padding))
     is_padding = (stored >= low) & (stored <= high)
     if not is_padding.any() or is_padding.all():
-        return stored
+        return stored, None
     inside = stored[~is_padding]
-    return np.where(is_padding, inside.max() if inverted else inside.min(), stored)
+    return np.where(is_padding, inside.max() if inverted else inside.min(), stored), is_padding
 
 
 def _locate_breast(stored: Image, inverted: bool, config: DecodeConfig) -> tuple[int, int, int, int, bool]:

@@ -1,10 +1,9 @@
 """Rows to the decoded cache, and cached rows to ``(B, 1, H, W)`` batches, by Ray Data.
 
-The cache is content-addressed. A folder per digest of (decode settings, decoder version) holds Parquet shards; a
-row's key
-is the digest of the file's relative path, size and modification time. Shards are written under another name and moved
-into place, so a reader never sees half of one; a killed run loses only those in flight, and two runs at once at worst
-decode a file twice. One row group per image makes a random read touch one image.
+The cache is content-addressed. A folder per digest of (decode settings, decoder version) holds Parquet shards; a row's
+key is the digest of the file's relative path, size and modification time. Shards are written under another name and
+moved into place, so a reader never sees half of one; a killed run loses only those in flight, and two runs at once at
+worst decode a file twice. One row group per image makes a random read touch one image.
 
 Shapes: ``B`` batch, ``H, W`` image.
 """
@@ -341,10 +340,8 @@ class Shard:
     """One worker's part of a fold: what ``ray.train.get_dataset_shard`` returns.
 
     All workers know all rows of the fold, which are small, and each asks for the pixels of its own part of an order
-    that
-    they all compute alike. Ray's own ``streaming_split`` either drops rows (``equal=True``) or deals them by arrival,
-    so
-    that what a worker sees depends on timing; here it is a function of (seed, epoch, step, rank).
+    that they all compute alike. Ray's own ``streaming_split`` either drops rows (``equal=True``) or deals them by
+    arrival, so that what a worker sees depends on timing; here it is a function of (seed, epoch, step, rank).
 
     Attributes
     ----------

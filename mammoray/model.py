@@ -1,10 +1,8 @@
 """The network, its weights, its loss, and the checkpoint format.
 
 A checkpoint is a folder that no pickle ever enters: ``model.safetensors`` (weights), ``model.json`` (what the weights
-are:
-architecture, classes, decode settings, split digest, version), and for a run that can go on ``optimizer.safetensors``
-and
-``state.json``.
+are: architecture, classes, decode settings, split digest, version), and for a run that can go on
+``optimizer.safetensors`` and ``state.json``.
 
 Shapes: ``B`` batch, ``K`` classes, ``H, W`` image.
 """

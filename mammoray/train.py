@@ -1,9 +1,8 @@
 """``fit``: the only training loop, the same on one CPU worker and on many GPUs.
 
 What a step computes is a function of (config, split, step): the order of the rows, the augmentation and the random
-state
-are drawn anew from (seed, epoch, rank) and nothing is carried along but weights, optimiser and history. So a run that
-was killed goes on, from the last checkpoint, to the result it would have had.
+state are drawn anew from (seed, epoch, rank) and nothing is carried along but weights, optimiser and history. So a run
+that was killed goes on, from the last checkpoint, to the result it would have had.
 
 Shapes: ``B`` images of this worker's share of a batch, ``K`` classes, ``H, W`` pixels.
 """

@@ -90,9 +90,7 @@ class FinishedRun:
 
 
 @pytest.fixture(scope="session")
-def finished_run(
-    rsna: synth.SynthSummary, ray_session: None, tmp_path_factory: pytest.TempPathFactory
-) -> FinishedRun:
+def finished_run(rsna: synth.SynthSummary, ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
     """The main job on ``rsna`` with two workers."""
     outdir = tmp_path_factory.mktemp("runs") / "run"
     source = pipeline.Source(csv=rsna.csv, dicom_root=rsna.root, outdir=outdir)

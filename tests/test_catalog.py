@@ -21,7 +21,18 @@ def build(folder: Path) -> catalog.Catalog:
 
 @pytest.mark.parametrize(
     ("text", "label"),
-    [("1", "A"), ("2.0", "B"), (" 3 ", "C"), ("4", "D"), ("a", "A"), ("D", "D"), ("I", "A"), ("iv", "D"), ("", None), (" ", None)],
+    [
+        ("1", "A"),
+        ("2.0", "B"),
+        (" 3 ", "C"),
+        ("4", "D"),
+        ("a", "A"),
+        ("D", "D"),
+        ("I", "A"),
+        ("iv", "D"),
+        ("", None),
+        (" ", None),
+    ],
 )
 def test_labels_in_all_forms_met_in_the_wild(text: str, label: str | None) -> None:
     assert catalog.parse_label(text, "here") == label
@@ -69,7 +80,7 @@ def test_a_missing_csv_is_an_error(tmp_path: Path) -> None:
 
 def test_missing_columns_are_an_error_that_says_what_was_found(copy: Path) -> None:
     (copy / "train.csv").write_text("patient_id,image_id,breast\n1,2,A\n", encoding="utf-8")
-    with pytest.raises(CatalogError, match="density.*found patient_id, image_id, breast"):
+    with pytest.raises(CatalogError, match=r"density.*found patient_id, image_id, breast"):
         build(copy)
 
 
@@ -80,7 +91,7 @@ def test_a_missing_root_is_an_error(rsna: SynthSummary, tmp_path: Path) -> None:
 
 def test_a_root_without_dicoms_is_an_error_that_says_what_was_looked_for(rsna: SynthSummary, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("nothing")
-    with pytest.raises(CatalogError, match="<patient_id>/<image_id>.dcm"):
+    with pytest.raises(CatalogError, match=r"<patient_id>/<image_id>\.dcm"):
         catalog.build(rsna.csv, tmp_path)
 
 

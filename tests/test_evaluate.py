@@ -35,7 +35,10 @@ def test_a_weight_of_two_is_a_row_twice(seed: int) -> None:
     labels, p = draw(seed, 40, 4)
     weights = np.random.default_rng(seed).integers(0, 4, 40).astype(float)
     repeated = np.repeat(np.arange(40), weights.astype(int))
-    weighted, plain = evaluate.auc(labels, p, weights[None]), evaluate.auc(labels[repeated], p[repeated], np.ones((1, len(repeated))))
+    weighted, plain = (
+        evaluate.auc(labels, p, weights[None]),
+        evaluate.auc(labels[repeated], p[repeated], np.ones((1, len(repeated)))),
+    )
     assert weighted == pytest.approx(plain, nan_ok=True)
 
 
@@ -59,7 +62,9 @@ def test_patients_are_the_mean_of_their_images() -> None:
 def test_intervals_resample_patients_and_not_images() -> None:
     labels, p = draw(1, 50, 4, digits=3)
     one_each = evaluate.summarise(pd.Series(range(50)), labels, p, tuple("ABCD"), 300, 0)
-    ten_each = evaluate.summarise(pd.Series(np.tile(range(50), 10)), np.tile(labels, 10), np.tile(p, (10, 1)), tuple("ABCD"), 300, 0)
+    ten_each = evaluate.summarise(
+        pd.Series(np.tile(range(50), 10)), np.tile(labels, 10), np.tile(p, (10, 1)), tuple("ABCD"), 300, 0
+    )
     assert ten_each["n"] == 500
     for name in evaluate.NAMES:
         assert ten_each[name] == pytest.approx(one_each[name]), "copies of images add no certainty"

@@ -1,0 +1,231 @@
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import pydicom
+import pytest
+from pydicom import pixels, uid
+
+from mammoray import machines
+from mammoray.config import DecodeConfig, replace
+from mammoray.decode import decode
+from mammoray.errors import DecodeError
+from mammoray.machines import Encoding, Window
+from mammoray.synth import SynthSummary
+
+# The frame of the stored image itself, so that a decode can be compared pixel by pixel.
+H, W = 96, 80
+PLAIN = DecodeConfig(height=H, width=W, crop="none", orient="none", depth=16)
+SYNTAXES = [
+    uid.JPEG2000Lossless,
+    uid.JPEGLosslessSV1,
+    uid.JPEGLSLossless,
+    uid.RLELossless,
+    uid.ExplicitVRLittleEndian,
+    uid.ImplicitVRLittleEndian,
+]
+WINDOWS = {
+    "none": lambda bits: None,
+    "linear": lambda bits: Window(centers=(2.0**bits * 0.4,), widths=(2.0**bits * 0.5,)),
+    "exact": lambda bits: Window(function="LINEAR_EXACT", centers=(2.0**bits * 0.4,), widths=(2.0**bits * 0.5,)),
+    "sigmoid": lambda bits: Window(function="SIGMOID", centers=(2.0**bits * 0.5, 7.0), widths=(2.0**bits * 0.3, 9.0)),
+}
+
+
+def picture(bits: int, seed: int = 0) -> npt.NDArray[np.uint16]:
+    """Smooth enough to look like tissue, and using the whole range of the bits."""
+    noise = cv2.GaussianBlur(np.random.default_rng(seed).random((H, W)), (0, 0), 3)
+    unit = (noise - noise.min()) / (noise.max() - noise.min())
+    return np.rint(unit * (2**bits - 1)).astype(np.uint16)
+
+
+def reference(content: bytes) -> npt.NDArray[Any]:
+    """pydicom's own path on the stored values that it is given: 0 to 1, bright is dense."""
+    dataset = pydicom.dcmread(pydicom.filebase.DicomBytesIO(content))
+    shown = pixels.apply_voi(pixels.apply_modality_lut(picture(dataset.BitsStored), dataset), dataset, index=0)
+    if "WindowCenter" in dataset:
+        shown = pixels.apply_windowing(shown, dataset, index=0)
+    unit = shown / (2.0**dataset.BitsStored - 1)
+    return np.asarray(1 - unit if dataset.PhotometricInterpretation == "MONOCHROME1" else unit)
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
+@pytest.mark.parametrize("bits", [10, 12, 16])
+@pytest.mark.parametrize("syntax", SYNTAXES, ids=lambda s: s.rsplit(".", 1)[-1])
+def test_pixels_are_those_of_pydicoms_full_path(syntax: str, bits: int, photometric: str, window: str) -> None:
+    encoding = Encoding(transfer_syntax=syntax, photometric=photometric, bits_stored=bits, window=WINDOWS[window](bits))
+    content = machines.make_dicom(picture(bits), encoding)
+    decoded = decode(content, PLAIN)
+    assert decoded.transfer_syntax == syntax
+    assert decoded.pixels.dtype == np.uint16
+    assert np.abs(decoded.pixels / 65535 - reference(content)).max() < 1.1 / 2**10
+
+
+def test_eight_bits_are_sixteen_rounded() -> None:
+    content = machines.make_dicom(picture(12))
+    eight, sixteen = (decode(content, replace(PLAIN, depth=d)).pixels for d in (8, 16))  # type: ignore[arg-type]
+    assert eight.dtype == np.uint8
+    assert np.abs(eight / 255 - sixteen / 65535).max() <= 0.5 / 255 + 1e-4
+
+
+@pytest.mark.parametrize("syntax", [uid.ExplicitVRLittleEndian, uid.JPEG2000Lossless, uid.RLELossless])
+def test_signed_values_keep_their_order(syntax: str) -> None:
+    stored = picture(12)
+    signed = (stored.astype(np.int32) - 2048).astype(np.int16)
+    content = machines.make_dicom(signed, Encoding(transfer_syntax=syntax, bits_stored=12, window=None))
+    assert np.abs(decode(content, PLAIN).pixels / 65535 - stored / 4095).max() < 1e-3
+
+
+def test_a_voi_lut_sequence_is_applied() -> None:
+    item = pydicom.Dataset()
+    item.LUTDescriptor = [4096, 0, 12]
+    item.LUTData = np.arange(4095, -1, -1, dtype="<u2").tobytes()  # A negative: bright becomes dark.
+    content = machines.make_dicom(
+        picture(12), Encoding(window=None, bits_stored=12), attributes={"VOILUTSequence": pydicom.Sequence([item])}
+    )
+    assert np.abs(decode(content, PLAIN).pixels / 65535 - (1 - picture(12) / 4095)).max() < 1e-3
+
+
+def test_padding_is_shown_black_in_both_polarities() -> None:
+    for photometric in ("MONOCHROME1", "MONOCHROME2"):
+        stored = picture(12) // 2 + 1000
+        stored[:, -20:] = 4000
+        encoding = Encoding(photometric=photometric, padding=4000, window=Window(centers=(2000,), widths=(2500,)))
+        shown = decode(machines.make_dicom(stored, encoding), PLAIN).pixels
+        assert shown[:, -20:].max() == 0
+        assert shown[:, :-20].max() > 0
+
+
+def breast(mirrored: bool, inverted: bool) -> bytes:
+    """A half-disc at one edge, with a label in the far corner."""
+    y, x = np.mgrid[0:400, 0:300]
+    image = np.where((y - 200) ** 2 / 150**2 + x**2 / 180**2 < 1, 2500 - 5 * x, 0)
+    image[20:40, 250:290] = 4000
+    image = image[:, ::-1] if mirrored else image
+    stored = (4095 - image if inverted else image).astype(np.uint16)
+    photometric = "MONOCHROME1" if inverted else "MONOCHROME2"
+    return machines.make_dicom(stored, Encoding(photometric=photometric, window=None))
+
+
+@pytest.mark.parametrize("inverted", [False, True])
+def test_the_crop_is_the_breast_without_the_label_and_the_chest_wall_is_at_the_left(inverted: bool) -> None:
+    config = DecodeConfig(height=256, width=192)
+    left, right = (decode(breast(mirrored, inverted), config) for mirrored in (False, True))
+    assert [left.geometry.mirrored, right.geometry.mirrored] == [False, True]
+    assert np.abs(left.pixels.astype(int) - right.pixels).mean() < 2
+    g = left.geometry
+    assert abs(g.top - 50) <= 4
+    assert abs(g.height - 300) <= 8
+    assert abs(g.width - 180) <= 8
+    assert left.pixels[128, 3] > 100
+    assert left.pixels[:20, -20:].max() == 0
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_geometry_maps_pixels_back_to_the_stored_image(mirrored: bool) -> None:
+    content = breast(mirrored, False)
+    decoded = decode(content, DecodeConfig(height=256, width=192, window="none", depth=16))
+    stored = machines_pixels(content)
+    for row, column in [(100, 40), (128, 80), (160, 20)]:
+        y, x = decoded.geometry.to_source(row, column)
+        assert decoded.pixels[row, column] / 16 == pytest.approx(float(stored[round(y), round(x)]), abs=15)
+
+
+def machines_pixels(content: bytes) -> npt.NDArray[Any]:
+    import imagecodecs
+    from pydicom import encaps
+
+    dataset = pydicom.dcmread(pydicom.filebase.DicomBytesIO(content))
+    return np.asarray(imagecodecs.jpeg2k_decode(encaps.get_frame(dataset.PixelData, 0, number_of_frames=1)))
+
+
+def test_padding_keeps_the_aspect_ratio_and_stretching_fills_the_frame() -> None:
+    padded = decode(breast(False, False), DecodeConfig(height=200, width=300))
+    stretched = decode(breast(False, False), DecodeConfig(height=200, width=300, resize="stretch"))
+    assert padded.geometry.scale_x == pytest.approx(padded.geometry.scale_y, rel=0.02)
+    assert padded.pixels[:, 200:].max() == 0
+    assert stretched.pixels[:, 250:].max() > 0
+
+
+def test_percentile_windowing_uses_the_tissue() -> None:
+    shown = decode(breast(False, False), DecodeConfig(height=256, width=192, window="percentile")).pixels
+    assert np.mean(shown[shown > 0] >= 250) > 0.001
+    assert shown.max() == 255
+
+
+SPOILED: dict[str, tuple[Callable[[], bytes], str]] = {
+    "not a dicom": (lambda: b"\x89PNG" + bytes(500), "a DICOM file"),
+    "empty": (lambda: b"", "a DICOM file"),
+    "no pixels": (lambda: machines.make_dicom(picture(12), attributes={"PixelData": None}), "no such element"),
+    "colour": (lambda: machines.make_dicom(picture(12), attributes={"SamplesPerPixel": 3}), "found 3"),
+    "frames": (lambda: machines.make_dicom(picture(12), attributes={"NumberOfFrames": 2}), "found 2"),
+    "palette": (
+        lambda: machines.make_dicom(picture(12), attributes={"PhotometricInterpretation": "PALETTE COLOR"}),
+        "MONOCHROME",
+    ),
+    "bomb": (lambda: machines.make_dicom(picture(12), attributes={"Rows": 65535, "Columns": 65535}), "65535 x 65535"),
+    "zero": (lambda: machines.make_dicom(picture(12), attributes={"Rows": 0}), "0 x 80"),
+    "other size": (lambda: machines.make_dicom(picture(12), attributes={"Rows": 97}), "as the header says"),
+    "no rows": (lambda: machines.make_dicom(picture(12), attributes={"Rows": None}), "found nothing"),
+    "constant": (lambda: machines.make_dicom(np.zeros((H, W), np.uint16)), "the value 0 in every pixel"),
+    "bits": (
+        lambda: machines.make_dicom(picture(16), Encoding(bits_stored=16), attributes={"BitsStored": 12}),
+        r"below 2\*\*12",
+    ),
+    "window": (lambda: machines.make_dicom(picture(12), attributes={"WindowWidth": 0.0}), "VOI"),
+}
+
+
+@pytest.mark.parametrize("kind", SPOILED)
+def test_what_cannot_be_an_image_is_an_error_that_says_why(kind: str) -> None:
+    make, reason = SPOILED[kind]
+    with pytest.raises(DecodeError, match=reason):
+        decode(make(), PLAIN)
+
+
+@pytest.mark.parametrize("syntax", SYNTAXES, ids=lambda s: s.rsplit(".", 1)[-1])
+@pytest.mark.parametrize("kept", [0.3, 0.6, 0.95])
+def test_a_truncated_file_is_never_an_image(syntax: str, kept: float, tmp_path: Path) -> None:
+    content = machines.make_dicom(picture(12), Encoding(transfer_syntax=syntax))
+    start = content.index(b"\xe0\x7f\x10\x00")  # Pixel Data (7FE0,0010)
+    file = tmp_path / "cut.dcm"
+    file.write_bytes(content[: start + int((len(content) - start) * kept)])
+    with pytest.raises(DecodeError, match=r"cut\.dcm"):
+        decode(file, PLAIN)
+
+
+def test_errors_carry_no_identity() -> None:
+    content = machines.make_dicom(
+        picture(12), attributes={"PatientName": "Doe^Jane", "PatientBirthDate": "19700101", "SamplesPerPixel": 3}
+    )
+    with pytest.raises(DecodeError) as caught:
+        decode(content, PLAIN, name="1.dcm")
+    assert "Doe" not in str(caught.value)
+    assert "1970" not in str(caught.value)
+
+
+def test_every_encoding_of_the_synthetic_sets_decodes_to_a_breast_with_the_chest_wall_at_the_left(
+    rsna: SynthSummary, irma: SynthSummary
+) -> None:
+    config = DecodeConfig(height=96, width=80)
+    wrong = []
+    files = sorted(rsna.root.rglob("*.dcm")) + sorted(irma.root.rglob("*.dcm"))
+    for file in files:
+        decoded = decode(file, config)
+        assert 0.1 < (decoded.pixels > 20).mean() < 0.97, file
+        side = pydicom.dcmread(file, stop_before_pixels=True).ImageLaterality
+        wrong += [file] if decoded.geometry.mirrored != (side == "R") else []
+    assert len(wrong) <= 0.01 * len(files), wrong
+
+
+REAL = Path(__file__).parents[2] / "shared" / "data" / "dicom"
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="the real sample files are not here")
+def test_the_real_files_decode() -> None:
+    for file in sorted(REAL.glob("*.dcm")):
+        assert decode(file, DecodeConfig()).pixels.std() > 5, file

@@ -1,0 +1,94 @@
+"""Reading a finished run's folder: what is missing, damaged or from another run is refused by name and place."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from mammoray.errors import RunFolderError
+from mammoray.runfolder import read_run
+from tests.run_factory import FILES, edit_json, make_run
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return make_run(tmp_path / "run")
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_missing_file_is_named(run: Path, name: str) -> None:
+    (run / name).unlink()
+    with pytest.raises(RunFolderError) as caught:
+        read_run(run)
+    assert caught.value.where == str(run / name)
+    assert caught.value.found == "no such file"
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if name != "audit.csv"])
+@pytest.mark.parametrize("content", [b"", b"\x00\xff{", b"[1, 2"])
+def test_damaged_file_is_named(run: Path, name: str, content: bytes) -> None:
+    if (name, content) == ("config.toml", b""):
+        pytest.skip("an empty TOML file is a config of defaults")
+    (run / name).write_bytes(content)
+    with pytest.raises(RunFolderError, match=re.escape(name)):
+        read_run(run)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "where"),
+    [
+        ("run.json", lambda d: d.pop("device"), "run.json"),
+        ("run.json", lambda d: d.update(decoded="many"), "run.json: decoded"),
+        ("run.json", lambda d: d.update(limits="text"), "run.json: limits"),
+        ("split.json", lambda d: d["folds"].pop("val"), "split.json: folds"),
+        ("split.json", lambda d: d.update(digest="other"), "split.json"),
+        ("audit.json", lambda d: d["by_reason"][1].pop("count"), "audit.json: by_reason[1]"),
+        (
+            "metrics.json",
+            lambda d: d["folds"]["test"]["image"]["kappa"].update(low="x"),
+            "metrics.json: folds.test.image.kappa.low",
+        ),
+        (
+            "metrics.json",
+            lambda d: d["folds"]["val"]["image"]["confusion"].pop(),
+            "metrics.json: folds.val.image.confusion",
+        ),
+        (
+            "metrics.json",
+            lambda d: d["folds"]["val"]["image"]["per_class"].pop("C"),
+            "metrics.json: folds.val.image.per_class",
+        ),
+        ("metrics.json", lambda d: d.update(classes=["AB", "CD"]), "metrics.json"),
+    ],
+)
+def test_wrong_content_is_named_by_its_place(run: Path, name: str, change: Callable[[Any], object], where: str) -> None:
+    edit_json(run / name, change)
+    with pytest.raises(RunFolderError) as caught:
+        read_run(run)
+    assert caught.value.where == str(run / where)
+
+
+def test_history_with_a_torn_line_is_named_by_line(run: Path) -> None:
+    path = run / "history.jsonl"
+    path.write_text(path.read_text()[:-30])
+    with pytest.raises(RunFolderError, match=r"history\.jsonl line 21"):
+        read_run(run)
+
+
+@pytest.mark.parametrize(("name", "column"), [("predictions.parquet", "p_C"), ("examples.parquet", "pixels")])
+def test_missing_column_is_named(run: Path, name: str, column: str) -> None:
+    pd.read_parquet(run / name).drop(columns=column).to_parquet(run / name)
+    with pytest.raises(RunFolderError, match=f"{name}.*none named {column}"):
+        read_run(run)
+
+
+def test_example_with_too_few_pixels_is_named_by_its_image(run: Path) -> None:
+    examples = pd.read_parquet(run / "examples.parquet").assign(height=97)
+    examples.to_parquet(run / "examples.parquet")
+    with pytest.raises(RunFolderError, match=f"image_id {examples['image_id'].iloc[0]}: expected 97 x 72 pixels"):
+        read_run(run)
