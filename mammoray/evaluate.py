@@ -24,7 +24,7 @@ LEVEL = 0.95
 
 def softmax(logits_NK: npt.NDArray[Any]) -> Floats:
     """Probabilities, (N, K) float64, of logits."""
-    p_NK: Floats = np.asarray(scipy.special.softmax(logits_NK.astype(np.float64), axis=1))
+    p_NK: Floats = scipy.special.softmax(logits_NK.astype(np.float64), axis=1)
     return p_NK
 
 

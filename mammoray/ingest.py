@@ -16,6 +16,7 @@ import json
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,7 @@ _SCHEMA = pa.schema(
     ]
 )
 Batch = dict[str, npt.NDArray[Any]]
+_WINDOW_BYTES = 256 * 2**20  # Pixels that a worker holds at once, and as many that it reads ahead.
 _READ_ROWS = 128  # Rows a read task loads: enough to outweigh a task's overhead of some milliseconds.
 
 
@@ -295,9 +297,7 @@ def load_pixels(shards: list[str], positions: npt.NDArray[np.int64], config: Dec
     return images
 
 
-def stream(
-    rows: pd.DataFrame, order: npt.NDArray[np.int64], config: DecodeConfig, memory: int | None = None
-) -> ray.data.Dataset:
+def stream(rows: pd.DataFrame, order: npt.NDArray[np.int64], config: DecodeConfig) -> ray.data.Dataset:
     """A lazy Ray Dataset of cached images in a given order.
 
     Parameters
@@ -305,10 +305,7 @@ def stream(
     rows : pandas.DataFrame
         With ``shard`` and ``position``.
     order : (N,) int64
-        Positions in ``rows``, in the order wanted; may repeat. A whole training run is one stream, so that reading runs
-        ahead over the borders of epochs and nothing starts anew at each.
-    memory : int, optional
-        Bytes of the object store that the stream may hold.
+        Positions in ``rows``, in the order wanted; may repeat.
 
     Returns
     -------
@@ -319,10 +316,7 @@ def stream(
     shared = ray.put((names.tolist(), shards, rows["position"].to_numpy(), order))
     dataset = ray.data.range(len(order), override_num_blocks=max(1, -(-len(order) // _READ_ROWS)))
     dataset.context.enable_progress_bars = False
-    options = dataset.context.execution_options
-    options.preserve_order = True
-    if memory is not None:
-        options.resource_limits = options.resource_limits.copy(object_store_memory=memory)
+    dataset.context.execution_options.preserve_order = True
     load = functools.partial(_load_batch, shared=shared, config=config)
     return dataset.map_batches(load, batch_size=None, batch_format="numpy", num_cpus=0.5)
 
@@ -355,9 +349,7 @@ class Shard:
     rank: int
     workers: int
 
-    def training_batches(
-        self, order: npt.NDArray[np.int64], batch_size: int, config: DecodeConfig, memory: int
-    ) -> Iterator[Batch]:
+    def training_batches(self, order: npt.NDArray[np.int64], batch_size: int, config: DecodeConfig) -> Iterator[Batch]:
         """This worker's share of every global batch of ``order``, whose length is a multiple of ``batch_size``.
 
         Parameters
@@ -369,11 +361,9 @@ class Shard:
         """
         share = batch_size // self.workers
         mine = order.reshape(-1, self.workers, share)[:, self.rank].reshape(-1)
-        return self._batches(mine, share, config, memory)
+        return self._batches(mine, share, config)
 
-    def evaluation_batches(
-        self, repeats: int, batch_size: int, config: DecodeConfig, memory: int
-    ) -> Iterator[list[Batch]]:
+    def evaluation_batches(self, repeats: int, batch_size: int, config: DecodeConfig) -> Iterator[list[Batch]]:
         """Every ``workers``-th row, once per repeat; the shares of all workers together are each row exactly once.
 
         Yields
@@ -384,17 +374,34 @@ class Shard:
         steps = -(-len(mine) // batch_size)
         # Filled up to whole batches, which are cut off again: one stream then serves all repeats.
         padded = np.resize(mine, steps * batch_size) if steps else mine
-        batches = self._batches(np.tile(padded, repeats), batch_size, config, memory) if steps else iter(())
+        batches = self._batches(np.tile(padded, repeats), batch_size, config) if steps else iter(())
         for _ in range(repeats):
             yield _first_rows([next(batches) for _ in range(steps)], len(mine))
 
-    def _batches(
-        self, order: npt.NDArray[np.int64], batch_size: int, config: DecodeConfig, memory: int
-    ) -> Iterator[Batch]:
-        if len(order) == 0:
-            return iter(())
-        dataset = stream(self.table, order, config, memory)
-        return iter(dataset.iter_batches(batch_size=batch_size, batch_format="numpy", prefetch_batches=2))
+    def _batches(self, order: npt.NDArray[np.int64], batch_size: int, config: DecodeConfig) -> Iterator[Batch]:
+        """Batches of rows in ``order``, read window by window, the next window while one is used.
+
+        One dataset over the whole order would be simpler, but the control loop of a Ray dataset that waits for its
+        consumer spins (Ray 2.60: it has no pause), in this very process, and took three quarters of a core from the
+        training. A window is read to its end at once, and then nothing runs.
+        """
+        bytes_per_row = config.height * config.width * config.depth // 8
+        rows = max(1, _WINDOW_BYTES // (bytes_per_row * batch_size)) * batch_size
+        windows = [order[start : start + rows] for start in range(0, len(order), rows)]
+        with ThreadPoolExecutor(max_workers=1) as background:
+            ahead = background.submit(_load_window, self.table, windows[0], config) if windows else None
+            for following in [*windows[1:], None]:
+                if ahead is None:
+                    return
+                window = ahead.result()
+                ahead = None if following is None else background.submit(_load_window, self.table, following, config)
+                for start in range(0, len(window["row"]), batch_size):
+                    yield {name: values[start : start + batch_size] for name, values in window.items()}
+
+
+def _load_window(table: pd.DataFrame, order: npt.NDArray[np.int64], config: DecodeConfig) -> Batch:
+    parts = list(stream(table, order, config).iter_batches(batch_size=None, batch_format="numpy"))
+    return {name: np.concatenate([part[name] for part in parts]) for name in ("row", "image")}
 
 
 def _first_rows(batches: list[Batch], rows: int) -> list[Batch]:

@@ -293,7 +293,6 @@ def _worker(loop: dict[str, Any]) -> None:
     train, val = (ray.train.get_dataset_shard(fold) for fold in ("train", "val"))
     _set_threads()
     run, history = _start(loop, config, train)
-    memory = _stream_memory(run.workers)
     todo = range(len(history), config.train.epochs + 1)
     orders = [
         sample.epoch_order(train.table["target"].to_numpy(), config.sample, config.seed, epoch)
@@ -301,9 +300,9 @@ def _worker(loop: dict[str, Any]) -> None:
         if epoch > 0
     ]
     order = np.concatenate(orders) if orders else np.empty(0, dtype=np.int64)
-    batches = train.training_batches(order, config.sample.batch_size, config.decode, memory)
+    batches = train.training_batches(order, config.sample.batch_size, config.decode)
     share = config.sample.batch_size // run.workers
-    validations = val.evaluation_batches(len(todo), 2 * share, config.decode, memory)
+    validations = val.evaluation_batches(len(todo), 2 * share, config.decode)
     for epoch in todo:
         started = time.monotonic()
         train_loss = _train_epoch(run, batches, epoch) if epoch else None
@@ -350,12 +349,6 @@ def _set_threads() -> None:
     """Share the node's cores among the workers on it; Ray would give each a single thread."""
     local = ray.train.get_context().get_local_world_size()
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local))
-
-
-def _stream_memory(workers: int) -> int:
-    """Bytes of the object store for each of a worker's two streams: together a quarter of the cluster's."""
-    total = ray.cluster_resources().get("object_store_memory", 2**30)
-    return max(64 * 2**20, int(total / 4 / (2 * workers)))
 
 
 def _lr(config: Config, step: int, steps: int) -> float:

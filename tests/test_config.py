@@ -79,7 +79,7 @@ def test_a_missing_config_file_is_an_error(tmp_path: Path) -> None:
         lambda: TrainConfig(lr=0.0),
         lambda: TrainConfig(label_smoothing=1.0),
         lambda: ModelConfig(dropout=1.0),
-        lambda: ModelConfig(channels=2),
+        lambda: ModelConfig(channels=2),  # type: ignore[arg-type]
         lambda: Scale(num_workers=0),
         lambda: Config(sample=SampleConfig(sampler="balanced"), train=TrainConfig(class_weights=True)),
     ],

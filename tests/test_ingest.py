@@ -135,7 +135,7 @@ def test_a_stream_keeps_the_order_asked_for(prepared: Prepared) -> None:
 def test_shards_deal_the_same_global_batches_to_any_number_of_workers(prepared: Prepared, workers: int) -> None:
     order = np.random.default_rng(1).permutation(48).astype(np.int64)
     shards = [ingest.Shard(table=prepared.rows, rank=rank, workers=workers) for rank in range(workers)]
-    dealt = [[b["row"] for b in s.training_batches(order, 12, SMALL.decode, 2**28)] for s in shards]
+    dealt = [[b["row"] for b in s.training_batches(order, 12, SMALL.decode)] for s in shards]
     assert [np.concatenate(step).tolist() for step in zip(*dealt, strict=True)] == order.reshape(4, 12).tolist()
 
 
@@ -145,7 +145,7 @@ def test_evaluation_shards_hold_every_row_once_in_each_repeat(prepared: Prepared
     repeats: list[list[int]] = [[], []]
     for rank in range(workers):
         shard = ingest.Shard(table=table, rank=rank, workers=workers)
-        for seen, batches in zip(repeats, shard.evaluation_batches(2, 8, SMALL.decode, 2**28), strict=True):
+        for seen, batches in zip(repeats, shard.evaluation_batches(2, 8, SMALL.decode), strict=True):
             seen += [int(row) for batch in batches for row in batch["row"]]
     assert [sorted(seen) for seen in repeats] == [list(range(37))] * 2
 

@@ -122,10 +122,10 @@ def test_border_line_has_full_height() -> None:
 
 def test_mean_grey_of_the_breast_does_not_order_the_classes() -> None:
     grey: dict[str, list[float]] = {d: [] for d in "ABCD"}
-    for d in grey:
+    for d, values in grey.items():
         for s in range(15):
             phantom = draw(d, "L", "CC", SHAPE, rng(s, ord(d)))
-            grey[d].append(float(expose(phantom, Tone(), "L CC", rng(s, ord(d), 1)).mean()))
+            values.append(float(expose(phantom, Tone(), "L CC", rng(s, ord(d), 1)).mean()))
     assert max(grey["A"]) > min(grey["D"]) and max(grey["B"]) > np.median(grey["C"])
 
 

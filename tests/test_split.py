@@ -1,4 +1,6 @@
 from pathlib import Path
+from random import Random
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -20,7 +22,7 @@ def table(patients: dict[str, int], images: int = 4) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["image_id", "patient_id", "label"])
 
 
-def make(rows: pd.DataFrame, seed: int = 0, **settings: int) -> split.Split:
+def make(rows: pd.DataFrame, seed: int = 0, **settings: Any) -> split.Split:
     return split.make(rows, SplitConfig(**settings), "density", seed)
 
 
@@ -28,7 +30,9 @@ sizes = st.fixed_dictionaries({letter: st.integers(5, 40) for letter in "ABCD"})
 
 
 @given(sizes, st.integers(3, 5), st.integers(0, 99), st.randoms(use_true_random=False))
-def test_every_row_is_placed_once_no_patient_twice_and_order_does_not_matter(patients, folds, seed, random) -> None:
+def test_every_row_is_placed_once_no_patient_twice_and_order_does_not_matter(
+    patients: dict[str, int], folds: int, seed: int, random: Random
+) -> None:
     rows = table(patients)
     made = make(rows, seed, folds=folds)
     assert sorted(made.rows["image_id"]) == sorted(rows["image_id"])
@@ -40,7 +44,7 @@ def test_every_row_is_placed_once_no_patient_twice_and_order_does_not_matter(pat
 
 
 @given(sizes, st.integers(3, 5), st.integers(0, 99))
-def test_the_parts_of_a_class_differ_by_at_most_one_patient(patients, folds, seed) -> None:
+def test_the_parts_of_a_class_differ_by_at_most_one_patient(patients: dict[str, int], folds: int, seed: int) -> None:
     rows = table(patients)
     tests = [make(rows, seed, folds=folds, fold=k).rows.query("fold == 'test'") for k in range(folds)]
     assert sorted(pd.concat(tests)["image_id"]) == sorted(rows["image_id"]), "each patient is tested once"
@@ -50,7 +54,7 @@ def test_the_parts_of_a_class_differ_by_at_most_one_patient(patients, folds, see
 
 
 @given(sizes, st.integers(0, 99))
-def test_one_patient_more_moves_at_most_one_other_per_border(patients, seed) -> None:
+def test_one_patient_more_moves_at_most_one_other_per_border(patients: dict[str, int], seed: int) -> None:
     before = make(table(patients), seed).rows.drop_duplicates("patient_id").set_index("patient_id")["fold"]
     grown = pd.concat(
         [table(patients), pd.DataFrame([("new-0", "new", "B")], columns=["image_id", "patient_id", "label"])]

@@ -1,3 +1,4 @@
+import itertools
 import os
 import shutil
 import signal
@@ -43,13 +44,14 @@ class TestWorkerCounts:
     """The same training with 1, 2 and 3 workers."""
 
     @pytest.fixture(scope="class")
-    def fits(self, prepared: Prepared, tmp_path_factory: pytest.TempPathFactory) -> dict[int, train.Fitted]:
+    @classmethod
+    def fits(cls, prepared: Prepared, tmp_path_factory: pytest.TempPathFactory) -> dict[int, train.Fitted]:
         rows = prepared.rows
         # A validation fold that neither 2 nor 3 workers can divide.
         val = rows.index[rows["fold"] == "val"]
         surplus = next(n for n in range(6) if (len(val) - n) % 2 and (len(val) - n) % 3)
         odd = Prepared(rows=rows.drop(val[:surplus]), digest=prepared.digest, cache=prepared.cache)
-        self.__class__.data = odd
+        cls.data = odd
         return {n: fit(odd, tmp_path_factory.mktemp(f"workers-{n}"), workers=n) for n in (1, 2, 3)}
 
     data: Prepared
@@ -142,7 +144,7 @@ def test_the_learning_rate_warms_up_and_falls_to_zero() -> None:
     config = Config(train=TrainConfig(epochs=10, lr=1.0, warmup_epochs=2.0))
     rates = [train._lr(config, step, 5) for step in range(50)]
     assert rates[:10] == pytest.approx(np.arange(1, 11) / 10)
-    assert all(a >= b for a, b in zip(rates[9:], rates[10:], strict=False))
+    assert all(a >= b for a, b in itertools.pairwise(rates[9:]))
     assert rates[-1] < 0.01
 
 
@@ -171,7 +173,12 @@ class Killed:
     def start(self) -> subprocess.Popen[str]:
         environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
         return subprocess.Popen(
-            self.command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, start_new_session=True
+            self.command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=environment,
+            start_new_session=True,
         )
 
     def wait_for_epoch(self, process: subprocess.Popen[str], epoch: int) -> None:

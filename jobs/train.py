@@ -1,0 +1,24 @@
+r"""The main job on a Ray cluster: catalog, split, decode, train, evaluate, report.
+
+Takes the flags of ``mammoray train``; paths are as every node of the cluster sees them (a shared file system).
+
+On this machine::
+
+    python jobs/train.py --csv train.csv --dicom-root RSNA --outdir runs/first --num-workers 1
+
+On a cluster, from the root of this repository::
+
+    ray job submit --working-dir . --runtime-env jobs/runtime_env.yaml -- \
+        python jobs/train.py --csv /shared/rsna/train.csv --dicom-root /shared/rsna \
+        --outdir /shared/runs/first --num-workers 8
+
+Suits: decoding scales with CPU cores, training with GPUs, one per worker. The same job submitted again goes on with the
+run where it stood. Time: README, "How long it takes".
+"""
+
+import sys
+
+from mammoray.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["train", *sys.argv[1:]]))

@@ -1,0 +1,172 @@
+"""Real clusters on loopback: ``ray start --head``, ``ray job submit``, ``ray://``, and addresses that do not answer."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mammoray import cluster
+from mammoray.config import to_toml
+from mammoray.errors import ClusterError
+from mammoray.synth import SynthSummary
+from tests.conftest import SMALL, FinishedRun
+
+ROOT = Path(__file__).parents[1]
+BIN = Path(sys.executable).parent
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port: int = s.getsockname()[1]
+        return port
+
+
+@dataclass(frozen=True)
+class Head:
+    """A cluster of one node, started as a person would."""
+
+    gcs: str
+    client: str
+    dashboard: str
+    environment: dict[str, str]
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
+    gcs, client, dashboard = free_port(), free_port(), free_port()
+    # Unix socket paths have a limit of 107 characters: the session's folder must be near the root.
+    folder = Path("/tmp") / f"mammoray-{os.getpid()}"
+    home = tmp_path_factory.mktemp("home")
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"} | {
+        "HOME": str(home),  # The token of this cluster's authentication lies in the home folder.
+        "PATH": f"{BIN}:{os.environ['PATH']}",
+    }
+    command = [
+        str(BIN / "ray"), "start", "--head", "--block", "--num-cpus=3", "--node-ip-address=127.0.0.1", f"--port={gcs}",
+        f"--ray-client-server-port={client}", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
+        f"--temp-dir={folder}", "--dashboard-agent-listen-port=0", "--min-worker-port=0", "--max-worker-port=0",
+        "--disable-usage-stats",
+    ]  # fmt: skip
+    with (home / "log").open("w") as log:
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+    deadline = time.monotonic() + 60
+    while not all(answers(port) for port in (gcs, client, dashboard)):
+        assert process.poll() is None, (home / "log").read_text()
+        assert time.monotonic() < deadline, (home / "log").read_text()
+        time.sleep(0.5)
+    yield Head(f"127.0.0.1:{gcs}", f"ray://127.0.0.1:{client}", f"http://127.0.0.1:{dashboard}", environment)
+    process.terminate()
+    process.wait(timeout=60)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def answers(port: int) -> bool:
+    with socket.socket() as s:
+        s.settimeout(1)
+        return s.connect_ex(("127.0.0.1", port)) == 0
+
+
+def flags(data: SynthSummary, folder: Path) -> list[str]:
+    config = folder / "settings.toml"
+    config.write_text(to_toml(SMALL), encoding="utf-8")
+    return [
+        "--csv",
+        str(data.csv),
+        "--dicom-root",
+        str(data.root),
+        "--outdir",
+        str(folder / "run"),
+        "--config",
+        str(config),
+    ]
+
+
+def facts(outdir: Path) -> dict[str, object]:
+    content: dict[str, object] = json.loads((outdir / "run.json").read_text())
+    return content
+
+
+def curve(outdir: Path) -> list[tuple[float, float]]:
+    records = [json.loads(line) for line in (outdir / "history.jsonl").read_text().splitlines()]
+    return [(r["train_loss"] or 0.0, r["val_loss"]) for r in records]
+
+
+def test_a_submitted_job_gives_the_split_and_the_curve_of_a_local_run(
+    head: Head, finished_run: FinishedRun, rsna: SynthSummary, tmp_path: Path
+) -> None:
+    submit = [str(BIN / "ray"), "job", "submit", "--address", head.dashboard, "--working-dir", ".", "--runtime-env", "jobs/runtime_env.yaml"]  # fmt: skip
+    job = [*submit, "--", "python", "jobs/train.py", *flags(rsna, tmp_path), "--num-workers", "2"]
+    done = subprocess.run(job, cwd=ROOT, env=head.environment, capture_output=True, text=True, timeout=400, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    local, submitted = finished_run.source.outdir, tmp_path / "run"
+    assert facts(submitted)["split_digest"] == facts(local)["split_digest"]
+    assert facts(submitted)["identity"] == facts(local)["identity"]
+    assert (submitted / "split.csv").read_bytes() == (local / "split.csv").read_bytes()
+    for got, expected in zip(curve(submitted), curve(local), strict=True):
+        assert got == pytest.approx(expected, rel=1e-4)
+    assert "test, per patient" in done.stdout
+
+
+@pytest.mark.parametrize("kind", ["gcs", "client"])
+def test_an_address_gives_the_split_of_a_local_run(
+    kind: str, head: Head, finished_run: FinishedRun, rsna: SynthSummary, tmp_path: Path
+) -> None:
+    command = [
+        str(BIN / "mammoray"),
+        "train",
+        *flags(rsna, tmp_path),
+        "--address",
+        getattr(head, kind),
+        "--num-workers",
+        "2",
+    ]
+    done = subprocess.run(command, env=head.environment, capture_output=True, text=True, timeout=400, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert facts(tmp_path / "run")["split_digest"] == facts(finished_run.source.outdir)["split_digest"]
+    assert "epoch 2/2" in done.stdout + done.stderr
+
+
+def test_an_error_on_the_cluster_arrives_as_the_same_one_line(head: Head, rsna: SynthSummary, tmp_path: Path) -> None:
+    words = [*flags(rsna, tmp_path), "--csv", str(tmp_path / "none.csv"), "--address", head.client]
+    done = subprocess.run([str(BIN / "mammoray"), "train", *words], env=head.environment, capture_output=True, text=True, timeout=200, check=False)  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert f"error: {tmp_path / 'none.csv'}" in done.stderr
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "nonsense", "ray://127.0.0.1"])
+def test_an_address_that_does_not_answer_is_an_error_at_once(address: str) -> None:
+    started = time.monotonic()
+    with pytest.raises(ClusterError, match=f"--address {address}"):
+        cluster._check_reachable(address)
+    assert time.monotonic() - started < 10
+
+
+def test_the_command_line_says_so_too(rsna: SynthSummary, tmp_path: Path) -> None:
+    words = ["train", *flags(rsna, tmp_path), "--address", f"127.0.0.1:{free_port()}"]
+    done = subprocess.run([str(BIN / "mammoray"), *words], capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 2
+    assert "ray start --head" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_cluster_yaml_is_valid_by_rays_own_schema() -> None:
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    config = yaml.safe_load((ROOT / "cluster.yaml").read_text(encoding="utf-8"))
+    validate_config(prepare_config(config))
+    assert config["max_workers"] >= sum(kind.get("max_workers", 0) for kind in config["available_node_types"].values())
+
+
+def test_what_the_job_uploads_leaves_data_and_environments_at_home() -> None:
+    excludes = yaml.safe_load((ROOT / "jobs" / "runtime_env.yaml").read_text(encoding="utf-8"))["excludes"]
+    assert {".git", ".venv", "demo", "*.dcm", "*.parquet"} <= set(excludes)

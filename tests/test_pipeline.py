@@ -1,0 +1,174 @@
+import json
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from mammoray import config as configs
+from mammoray import model as models
+from mammoray import pipeline, split, train
+from mammoray.config import Scale, TrainConfig, replace
+from mammoray.errors import IngestError, MammorayError, RunFolderError, SplitError
+from mammoray.synth import SynthSummary
+from tests.conftest import SMALL, FinishedRun
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+
+def run(data: SynthSummary, outdir: Path, config: configs.Config = SMALL, workers: int = 1) -> dict[str, object]:
+    source = pipeline.Source(csv=data.csv, dicom_root=data.root, outdir=outdir)
+    return pipeline.run(source, config, Scale(num_workers=workers), lambda line: None)
+
+
+class TestRunFolder:
+    def test_it_holds_what_the_architecture_promises(self, finished_run: FinishedRun) -> None:
+        outdir = finished_run.source.outdir
+        names = {p.relative_to(outdir).as_posix() for p in outdir.rglob("*") if p.is_file()}
+        checkpoint = {"model.safetensors", "model.json", "optimizer.safetensors", "state.json"}
+        assert names == {
+            "config.toml", "run.json", "catalog.parquet", "split.csv", "split.json", "audit.json", "audit.csv",
+            "history.jsonl", "predictions.parquet", "examples.parquet", "metrics.json", "report.html",
+            *(f"checkpoints/{which}/{name}" for which in ("best", "last") for name in checkpoint),
+        }  # fmt: skip
+
+    def test_config_toml_is_the_whole_config(self, finished_run: FinishedRun) -> None:
+        assert configs.load_toml(finished_run.source.outdir / "config.toml") == finished_run.config
+
+    def test_one_digest_stands_in_split_run_and_checkpoint(self, finished_run: FinishedRun) -> None:
+        outdir = finished_run.source.outdir
+        rows = pd.read_csv(outdir / "split.csv", dtype=str)
+        found = {
+            split.digest(rows),
+            json.loads((outdir / "split.json").read_text())["digest"],
+            json.loads((outdir / "run.json").read_text())["split_digest"],
+            models.load_card(outdir / "checkpoints" / "best").split_digest,
+        }
+        assert len(found) == 1
+
+    def test_every_held_out_image_is_predicted_once_and_no_training_image(self, finished_run: FinishedRun) -> None:
+        outdir = finished_run.source.outdir
+        rows = pd.read_csv(outdir / "split.csv", dtype=str)
+        predictions = pd.read_parquet(outdir / "predictions.parquet")
+        held_out = rows[rows["fold"] != "train"]
+        assert sorted(predictions["image_id"]) == sorted(held_out["image_id"])
+        assert set(predictions["patient_id"]).isdisjoint(rows.loc[rows["fold"] == "train", "patient_id"])
+
+    def test_metrics_are_those_of_the_predictions(self, finished_run: FinishedRun) -> None:
+        outdir = finished_run.source.outdir
+        predictions = pd.read_parquet(outdir / "predictions.parquet")
+        metrics = json.loads((outdir / "metrics.json").read_text())
+        test = predictions[predictions["fold"] == "test"]
+        assert metrics["folds"]["test"]["image"]["accuracy"]["value"] == pytest.approx(
+            (test["label"] == test["predicted"]).mean()
+        )
+        assert metrics["learned"] == [train.read_history(outdir)[0], train.read_history(outdir)[-1]]
+
+    def test_unlabelled_images_are_counted_and_left_out(self, finished_run: FinishedRun, rsna: SynthSummary) -> None:
+        outdir = finished_run.source.outdir
+        blank = pd.read_csv(rsna.csv)["density"].isna().sum()
+        catalog = pd.read_parquet(outdir / "catalog.parquet")
+        assert blank > 0
+        assert catalog["fold"].isna().sum() == blank
+        assert json.loads((outdir / "split.json").read_text())["unlabelled"]["images"] == blank
+        assert "images without a density label" in (outdir / "audit.csv").read_text()
+
+    def test_progress_names_every_stage_in_order(self, finished_run: FinishedRun) -> None:
+        text = "\n".join(finished_run.said)
+        stages = ["catalog:", "split: digest", "decode:", "epoch 0/2", "epoch 1/2", "epoch 2/2", "evaluate:"]
+        assert [text.index(stage) for stage in stages] == sorted(text.index(stage) for stage in stages)
+        assert "untrained" in text
+
+    def test_the_same_command_again_only_reads(self, finished_run: FinishedRun, rsna: SynthSummary) -> None:
+        outdir = finished_run.source.outdir
+        before = {p: p.stat().st_mtime_ns for p in outdir.rglob("*") if p.is_file()}
+        assert run(rsna, outdir, workers=2) == json.loads((outdir / "metrics.json").read_text())
+        assert {p: p.stat().st_mtime_ns for p in outdir.rglob("*") if p.is_file()} == before
+
+    def test_a_folder_of_another_run_is_refused(self, finished_run: FinishedRun, rsna: SynthSummary) -> None:
+        other = replace(SMALL, train=TrainConfig(epochs=3))
+        with pytest.raises(RunFolderError, match="another run"):
+            run(rsna, finished_run.source.outdir, other)
+
+    def test_a_folder_with_other_files_is_refused(self, rsna: SynthSummary, tmp_path: Path) -> None:
+        (tmp_path / "thesis.tex").write_text("")
+        with pytest.raises(RunFolderError, match="other files"):
+            run(rsna, tmp_path)
+
+
+def test_the_irma_layout_runs_unchanged_with_two_classes(irma: SynthSummary, tmp_path: Path) -> None:
+    config = replace(SMALL, classes="binary", train=replace(SMALL.train, epochs=1))
+    metrics = run(irma, tmp_path / "run", config)
+    facts = json.loads((tmp_path / "run" / "run.json").read_text())
+    audit = pd.read_csv(tmp_path / "run" / "audit.csv")
+    assert metrics["classes"] == ["AB", "CD"]
+    assert facts["layout"] == "irma"
+    assert any("accession" in limit for limit in facts["limits"])
+    assert "class 5 is excluded" in set(audit["reason"])
+    assert "AB" in (tmp_path / "run" / "report.html").read_text()
+
+
+class TestBadInput:
+    @pytest.fixture
+    def copy(self, irma: SynthSummary, tmp_path: Path) -> SynthSummary:
+        folder = Path(shutil.copytree(irma.csv.parent, tmp_path / "copy"))
+        return replace(irma, csv=folder / irma.csv.name, root=folder / irma.root.name)
+
+    def spoil(self, data: SynthSummary, count: int) -> list[Path]:
+        table = pd.read_csv(data.csv, dtype=str)
+        usable = [a for a, c in zip(table["AccessionNumber"], table["Classification"], strict=True) if c != "5"]
+        files = [sorted((data.root / exam).glob("*.dcm"))[0] for exam in usable[:count]]
+        for file in files:
+            file.write_bytes(file.read_bytes()[:2000])
+        return files
+
+    def test_too_many_undecodable_files_fail_the_run_and_are_all_listed(
+        self, copy: SynthSummary, tmp_path: Path
+    ) -> None:
+        spoiled = self.spoil(copy, 12)
+        with pytest.raises(IngestError, match=r"95% .*12 failed.*audit\.csv"):
+            run(copy, tmp_path / "run")
+        audit = pd.read_csv(tmp_path / "run" / "audit.csv")
+        listed = audit[audit["reason"] == "the file cannot be decoded"]
+        assert sorted(listed["file"]) == sorted(f.relative_to(copy.root).as_posix() for f in spoiled)
+        assert listed["found"].notna().all()
+
+    def test_one_undecodable_file_is_listed_and_the_run_goes_on(self, copy: SynthSummary, tmp_path: Path) -> None:
+        (file,) = self.spoil(copy, 1)
+        config = replace(SMALL, train=replace(SMALL.train, epochs=1))
+        run(copy, tmp_path / "run", config)
+        audit = pd.read_csv(tmp_path / "run" / "audit.csv")
+        assert file.relative_to(copy.root).as_posix() in set(audit["file"])
+        assert json.loads((tmp_path / "run" / "run.json").read_text())["failed"] == 1
+
+    def test_a_class_with_too_few_patients_is_an_error_before_anything_is_decoded(
+        self, copy: SynthSummary, tmp_path: Path
+    ) -> None:
+        table = pd.read_csv(copy.csv, dtype=str)
+        keep = table[table["Classification"] != "4"]
+        pd.concat([keep, table[table["Classification"] == "4"].head(2)]).to_csv(copy.csv, index=False)
+        with pytest.raises(SplitError, match="2 of class D"):
+            run(copy, tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+
+    def test_no_error_leaves_a_folder_that_stands_in_the_way(self, copy: SynthSummary, tmp_path: Path) -> None:
+        self.spoil(copy, 12)
+        for _ in range(2):
+            with pytest.raises(IngestError):
+                run(copy, tmp_path / "run")
+
+    def test_a_missing_csv_is_an_error(self, copy: SynthSummary, tmp_path: Path) -> None:
+        with pytest.raises(MammorayError, match="--csv"):
+            run(replace(copy, csv=tmp_path / "none.csv"), tmp_path / "run")
+
+
+def test_crossval_tests_every_patient_once(irma: SynthSummary, tmp_path: Path) -> None:
+    config = replace(SMALL, split=replace(SMALL.split, folds=3), train=replace(SMALL.train, epochs=1), classes="binary")
+    source = pipeline.Source(csv=irma.csv, dicom_root=irma.root, outdir=tmp_path / "cv")
+    metrics = pipeline.crossval(source, config, Scale(), lambda line: None)
+    predictions = pd.read_parquet(tmp_path / "cv" / "predictions.parquet")
+    rows = pd.read_csv(tmp_path / "cv" / "fold-0" / "split.csv", dtype=str)
+    assert sorted(predictions["image_id"]) == sorted(rows["image_id"])
+    assert metrics["folds"]["test"]["image"]["n"] == len(rows)
+    digests = {json.loads((tmp_path / "cv" / f"fold-{k}" / "run.json").read_text())["split_digest"] for k in range(3)}
+    assert len(digests) == 3
