@@ -40,7 +40,9 @@ def test_the_help_of_every_verb_shows_flags_with_types_and_defaults(verb: str) -
 
 def test_both_names_of_the_program_are_installed() -> None:
     for name in ("mammoray", "mammography"):
-        done = subprocess.run([str(Path(sys.executable).parent / name), "--version"], capture_output=True, text=True)
+        done = subprocess.run(
+            [str(Path(sys.executable).parent / name), "--version"], capture_output=True, text=True, check=True
+        )
         assert done.stdout.strip() == "0.1.0"
 
 

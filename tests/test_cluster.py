@@ -47,33 +47,51 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     # Unix socket paths have a limit of 107 characters: the session's folder must be near the root.
     folder = Path("/tmp") / f"mammoray-{os.getpid()}"
     home = tmp_path_factory.mktemp("home")
-    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"} | {
-        "HOME": str(home),  # The token of this cluster's authentication lies in the home folder.
+    # A cluster with token authentication, as Ray recommends; the token lies in the home folder.
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {
+        "HOME": str(home),
         "PATH": f"{BIN}:{os.environ['PATH']}",
+        "RAY_AUTH_MODE": "token",
     }
+    subprocess.run([str(BIN / "ray"), "get-auth-token", "--generate"], env=environment, check=True, capture_output=True)
     command = [
         str(BIN / "ray"), "start", "--head", "--block", "--num-cpus=3", "--node-ip-address=127.0.0.1", f"--port={gcs}",
         f"--ray-client-server-port={client}", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
-        f"--temp-dir={folder}", "--dashboard-agent-listen-port=0", "--min-worker-port=0", "--max-worker-port=0",
-        "--disable-usage-stats",
+        f"--temp-dir={folder}", "--dashboard-agent-listen-port=0", "--disable-usage-stats",
     ]  # fmt: skip
     with (home / "log").open("w") as log:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
-    deadline = time.monotonic() + 60
-    while not all(answers(port) for port in (gcs, client, dashboard)):
+    made = Head(f"127.0.0.1:{gcs}", f"ray://127.0.0.1:{client}", f"http://127.0.0.1:{dashboard}", environment)
+    deadline = time.monotonic() + 120
+    while not ready(made):
         assert process.poll() is None, (home / "log").read_text()
         assert time.monotonic() < deadline, (home / "log").read_text()
-        time.sleep(0.5)
-    yield Head(f"127.0.0.1:{gcs}", f"ray://127.0.0.1:{client}", f"http://127.0.0.1:{dashboard}", environment)
+    yield made
     process.terminate()
     process.wait(timeout=60)
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def answers(port: int) -> bool:
-    with socket.socket() as s:
-        s.settimeout(1)
-        return s.connect_ex(("127.0.0.1", port)) == 0
+def ready(head: Head) -> bool:
+    """Whether the client server and the agent for runtime environments behind it answer; ports open before that."""
+    code = f"import ray; ray.init({head.client!r}, runtime_env={{'env_vars': {{'READY': '1'}}}})"
+    return (
+        subprocess.run([sys.executable, "-c", code], env=head.environment, capture_output=True, check=False).returncode
+        == 0
+    )
+
+
+def start(head: Head, program: str, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run a program to its end, from the repository's root, as a user of this cluster."""
+    return subprocess.run(
+        [str(BIN / program), *words],
+        cwd=ROOT,
+        env=head.environment,
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+    )
 
 
 def flags(data: SynthSummary, folder: Path) -> list[str]:
@@ -104,9 +122,9 @@ def curve(outdir: Path) -> list[tuple[float, float]]:
 def test_a_submitted_job_gives_the_split_and_the_curve_of_a_local_run(
     head: Head, finished_run: FinishedRun, rsna: SynthSummary, tmp_path: Path
 ) -> None:
-    submit = [str(BIN / "ray"), "job", "submit", "--address", head.dashboard, "--working-dir", ".", "--runtime-env", "jobs/runtime_env.yaml"]  # fmt: skip
-    job = [*submit, "--", "python", "jobs/train.py", *flags(rsna, tmp_path), "--num-workers", "2"]
-    done = subprocess.run(job, cwd=ROOT, env=head.environment, capture_output=True, text=True, timeout=400, check=False)
+    submit = ["ray", "job", "submit", "--address", head.dashboard, "--working-dir", "."]
+    script = ["--runtime-env", "jobs/runtime_env.yaml", "--", "python", "jobs/train.py", *flags(rsna, tmp_path)]
+    done = start(head, *submit, *script, "--num-workers", "2")
     assert done.returncode == 0, done.stdout + done.stderr
     local, submitted = finished_run.source.outdir, tmp_path / "run"
     assert facts(submitted)["split_digest"] == facts(local)["split_digest"]
@@ -121,24 +139,17 @@ def test_a_submitted_job_gives_the_split_and_the_curve_of_a_local_run(
 def test_an_address_gives_the_split_of_a_local_run(
     kind: str, head: Head, finished_run: FinishedRun, rsna: SynthSummary, tmp_path: Path
 ) -> None:
-    command = [
-        str(BIN / "mammoray"),
-        "train",
-        *flags(rsna, tmp_path),
-        "--address",
-        getattr(head, kind),
-        "--num-workers",
-        "2",
-    ]
-    done = subprocess.run(command, env=head.environment, capture_output=True, text=True, timeout=400, check=False)
+    done = start(
+        head, "mammoray", "train", *flags(rsna, tmp_path), "--address", getattr(head, kind), "--num-workers", "2"
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert facts(tmp_path / "run")["split_digest"] == facts(finished_run.source.outdir)["split_digest"]
     assert "epoch 2/2" in done.stdout + done.stderr
 
 
 def test_an_error_on_the_cluster_arrives_as_the_same_one_line(head: Head, rsna: SynthSummary, tmp_path: Path) -> None:
-    words = [*flags(rsna, tmp_path), "--csv", str(tmp_path / "none.csv"), "--address", head.client]
-    done = subprocess.run([str(BIN / "mammoray"), "train", *words], env=head.environment, capture_output=True, text=True, timeout=200, check=False)  # fmt: skip
+    missing = str(tmp_path / "none.csv")
+    done = start(head, "mammoray", "train", *flags(rsna, tmp_path), "--csv", missing, "--address", head.client)
     assert done.returncode == 2, done.stderr
     assert f"error: {tmp_path / 'none.csv'}" in done.stderr
 
