@@ -52,7 +52,9 @@ def main() -> None:
         pool_s, ray_s, again_s = (statistics.median(times) for times in (pool_times, ray_times, again_times))
         print(f"{len(paths)} images of 2560 x 2048 to {CONFIG.height} x {CONFIG.width}, median of {ROUNDS} rounds")
         print(f"process pool, decode alone:        {len(paths) / pool_s:6.1f} images/s")
-        print(f"Ray Data, decode and write cache:  {len(paths) / ray_s:6.1f} images/s, {pool_s / ray_s:.2f} of the pool")
+        print(
+            f"Ray Data, decode and write cache:  {len(paths) / ray_s:6.1f} images/s, {pool_s / ray_s:.2f} of the pool"
+        )
         print(f"second run, all from the cache:    {again_s:6.3f} s, {again_s / ray_s:.2%} of the first")
 
 

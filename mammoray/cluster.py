@@ -69,14 +69,14 @@ def is_client(address: str | None) -> bool:
 
 
 def run_there(address: str | None, function: Callable[..., T], *args: Any) -> T:
-    """Call ``function`` with a connection to Ray.
+    """Call ``function``, which connects to Ray itself.
 
     Through ``ray://`` the call itself runs on the cluster, because its files are there and not here; paths then mean
     paths of the cluster.
     """
+    if not is_client(address):
+        return function(*args)
     with connect(address):
-        if not is_client(address):
-            return function(*args)
         remote = ray.remote(num_cpus=0, max_retries=0)(function)
         try:
             result: T = ray.get(remote.remote(*args))

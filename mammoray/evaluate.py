@@ -37,7 +37,8 @@ def confusion(labels_N: Ints, predicted_N: Ints, weights_RN: Floats, classes: in
 
 
 def _divide(a: Floats, b: Floats) -> Floats:
-    return np.divide(a, b, out=np.full(np.broadcast(a, b).shape, np.nan), where=b != 0)
+    quotient: Floats = np.divide(a, b, out=np.full(np.broadcast(a, b).shape, np.nan), where=b != 0)
+    return quotient
 
 
 def _nanmean(values: Floats) -> Floats:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mammoray import __version__, audit, catalog, evaluate, ingest, report, split
+from mammoray import __version__, audit, catalog, cluster, evaluate, ingest, report, split
 from mammoray import config as configs
 from mammoray.config import Config, Scale
 from mammoray.errors import RunFolderError
@@ -34,7 +34,7 @@ class Source:
 
 
 def run(source: Source, config: Config, scale: Scale, say: Say = print) -> dict[str, Any]:
-    """From a CSV and DICOMs to a trained, evaluated model and its report; Ray must be connected.
+    """From a CSV and DICOMs to a trained, evaluated model and its report.
 
     A run that was interrupted goes on where it stood when it is started again; a finished one is only read.
 
@@ -60,12 +60,13 @@ def run(source: Source, config: Config, scale: Scale, say: Say = print) -> dict[
         + f" {_groups(data)}"
     )
     _write_inputs(outdir, config, data, parts)
-    started, begun = datetime.now(timezone.utc), time.monotonic()
-    decoded = _decode(source, config, data, parts, say)
-    decode_seconds = time.monotonic() - begun
-    return _train_and_judge(
-        source, config, scale, say, _Inputs(data, parts, decoded, identity, started, decode_seconds)
-    )
+    started = datetime.now(timezone.utc)
+    # Only now: whatever is wrong with the paths, the table or the split is said before Ray takes its seconds to start.
+    with cluster.connect(scale.address):
+        begun = time.monotonic()
+        decoded = _decode(source, config, data, say)
+        inputs = _Inputs(data, parts, decoded, identity, started, time.monotonic() - begun)
+        return _train_and_judge(source, config, scale, say, inputs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +145,7 @@ def cache_path(outdir: Path, config: Config) -> Path:
     return (config.ingest.cache or outdir.parent / "mammoray-cache").resolve()
 
 
-def _decode(source: Source, config: Config, data: catalog.Catalog, parts: split.Split, say: Say) -> ingest.Decoded:
+def _decode(source: Source, config: Config, data: catalog.Catalog, say: Say) -> ingest.Decoded:
     cache = cache_path(source.outdir, config)
     labelled = data.rows[data.rows["label"].notna()]
     say(f"decode: {len(labelled)} files into {cache}")
@@ -278,22 +279,27 @@ def crossval(source: Source, config: Config, scale: Scale, say: Say = print) -> 
     dict
         As of :func:`run`, over all patients: each is tested once, by a model that has not seen it.
     """
-    tables = []
-    for fold in range(config.split.folds):
-        say(f"fold {fold} of {config.split.folds}")
-        part = Source(csv=source.csv, dicom_root=source.dicom_root, outdir=source.outdir / f"fold-{fold}")
-        cache = cache_path(source.outdir, config)
-        changed = configs.replace(
-            config, split=configs.replace(config.split, fold=fold), ingest=configs.replace(config.ingest, cache=cache)
-        )
-        run(part, changed, scale, say)
-        table = pd.read_parquet(part.outdir / "predictions.parquet")
-        tables.append(table[table["fold"] == "test"])
+    with cluster.connect(scale.address):  # One session for all folds.
+        tables = [_test_fold(source, config, scale, say, fold) for fold in range(config.split.folds)]
     predictions = pd.concat(tables, ignore_index=True)
     predictions.to_parquet(source.outdir / "predictions.parquet", index=False)
     metrics = evaluate.judge(predictions, config.class_names, config.evaluate.bootstrap, config.seed)
     _write_json(source.outdir / "metrics.json", metrics)
     return metrics
+
+
+def _test_fold(source: Source, config: Config, scale: Scale, say: Say, fold: int) -> pd.DataFrame:
+    """Run one fold in its own folder; returns its test predictions."""
+    say(f"fold {fold} of {config.split.folds}")
+    part = Source(csv=source.csv, dicom_root=source.dicom_root, outdir=source.outdir / f"fold-{fold}")
+    changed = configs.replace(
+        config,
+        split=configs.replace(config.split, fold=fold),
+        ingest=configs.replace(config.ingest, cache=cache_path(source.outdir, config)),
+    )
+    run(part, changed, scale, say)
+    table = pd.read_parquet(part.outdir / "predictions.parquet")
+    return table[table["fold"] == "test"]
 
 
 def headline(metrics: dict[str, Any]) -> list[str]:

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -67,8 +68,8 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
         assert process.poll() is None, (home / "log").read_text()
         assert time.monotonic() < deadline, (home / "log").read_text()
     yield made
-    process.terminate()
-    process.wait(timeout=60)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
     shutil.rmtree(folder, ignore_errors=True)
 
 
