@@ -29,7 +29,7 @@ check: setup
 	$(BIN)/mypy
 
 bench: setup
-	$(BIN)/python benchmarks/ingest.py
+	$(BIN)/python benchmarks/ingest.py 64
 
 lock: setup
 	$(BIN)/pip install --quiet --disable-pip-version-check uv

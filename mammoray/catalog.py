@@ -37,7 +37,6 @@ COLUMNS = (
     "mtime_ns",
     "site_id",
     "machine_id",
-    "age",
 )
 _ROMAN = {"I": "A", "II": "B", "III": "C", "IV": "D"}
 _EXCLUDED_CLASS = "5"
@@ -140,9 +139,12 @@ def build(csv: Path, dicom_root: Path) -> Catalog:
             if not dicom_root.is_dir():
                 raise CatalogError(str(dicom_root), "a folder", "nothing there", "Check --dicom-root.")
             return reader(table, csv, dicom_root)
-    wanted = " or ".join(f"{', '.join(sorted(needed))} ({layout})" for layout, needed, _ in _LAYOUTS)
+    nearest, needed, _ = min(_LAYOUTS, key=lambda entry: len(entry[1] - set(table.columns)))
     raise CatalogError(
-        f"{csv}: header", f"the columns {wanted}", ", ".join(table.columns), "Check --csv and its first line."
+        f"{csv}: header",
+        " or ".join(f"{', '.join(sorted(needed))} ({layout})" for layout, needed, _ in _LAYOUTS),
+        f"{', '.join(table.columns)}; for {nearest}, {', '.join(sorted(needed - set(table.columns)))} is missing",
+        "Check --csv and its first line.",
     )
 
 
@@ -168,7 +170,6 @@ def _rsna(table: pd.DataFrame, csv: Path, dicom_root: Path) -> Catalog:
                 name: table[name].str.strip() if name in table else ""
                 for name in ("laterality", "view", "site_id", "machine_id")
             },
-            "age": pd.to_numeric(table["age"], errors="coerce") if "age" in table else np.nan,
         }
     )
     rows["path"] = rows["patient_id"] + "/" + rows["image_id"] + ".dcm"
@@ -198,7 +199,7 @@ def _irma(table: pd.DataFrame, csv: Path, dicom_root: Path) -> Catalog:
             continue
         records += [(path.removesuffix(".dcm"), exam.patient_id, exam.label, path) for path in paths]
     rows = pd.DataFrame(records, columns=["image_id", "patient_id", "label", "path"])
-    rows = rows.assign(laterality="", view="", site_id="", machine_id="", age=np.nan)
+    rows = rows.assign(laterality="", view="", site_id="", machine_id="")
     limits = (
         "Patients are not known in this layout: images are grouped by accession number, so two exams of one woman "
         "may stand on both sides of the split and flatter the metrics.",

@@ -27,7 +27,8 @@ def connect(address: str | None) -> Iterator[None]:
     ----------
     address : str or None
         ``auto`` or ``HOST:PORT`` of a running cluster, ``ray://HOST:PORT`` of its client server, or None: the cluster
-        of the job that this process belongs to (``RAY_ADDRESS``), else a new session on this machine.
+        of the job that this process belongs to (``RAY_ADDRESS``), or one that ``ray start`` began on this machine,
+        else a new session.
 
     Raises
     ------

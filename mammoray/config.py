@@ -240,8 +240,8 @@ class Scale:
     cpus_per_worker: float = 0.0
     """CPUs reserved for each worker; 0 works it out so that Ray Data keeps at least one CPU to read and decode with."""
     address: str | None = None
-    """A Ray cluster: auto, HOST:PORT or ray://HOST:PORT. Default: the cluster of the job this runs in, or a new local
-    one."""
+    """A Ray cluster: auto, HOST:PORT or ray://HOST:PORT. Default: the cluster of the job this runs in, or one begun on
+    this machine by 'ray start', else a new local one."""
 
     def __post_init__(self) -> None:
         _require_choices(self)

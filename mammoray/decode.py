@@ -11,6 +11,7 @@ Shapes: ``H, W`` the decoded image, ``h, w`` the stored one.
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,6 +102,13 @@ def decode(source: Path | bytes, config: DecodeConfig, name: str | None = None) 
     """
     name = name or (str(source) if isinstance(source, Path) else "bytes")
     content = source.read_bytes() if isinstance(source, Path) else source
+    with warnings.catch_warnings():
+        # pydicom quotes header values that it finds odd; a patient's name among them must not reach a log.
+        warnings.simplefilter("ignore")
+        return _decode(content, config, name)
+
+
+def _decode(content: bytes, config: DecodeConfig, name: str) -> Decoded:
     dataset = _read(content, name)
     _check_header(dataset, name)
     stored = _stored_values(dataset, name)

@@ -63,6 +63,7 @@ def run(source: Source, config: Config, scale: Scale, say: Say = print) -> dict[
     started = datetime.now(timezone.utc)
     # Only now: whatever is wrong with the paths, the table or the split is said before Ray takes its seconds to start.
     with cluster.connect(scale.address):
+        _check_training(config, scale)
         begun = time.monotonic()
         decoded = _decode(source, config, data, say)
         inputs = _Inputs(data, parts, decoded, identity, started, time.monotonic() - begun)
@@ -105,7 +106,7 @@ def _claim(outdir: Path, identity: str, config: Config) -> bool:
                 "Choose another --outdir, or remove the folder.",
             )
         return bool(held.get("finished"))
-    if outdir.is_dir() and any(outdir.iterdir()):
+    if outdir.is_dir() and any(path.suffix != ".partial" for path in outdir.iterdir()):
         raise RunFolderError(
             str(outdir), "an empty folder, or a run of mammoray", "other files", "Choose another --outdir."
         )
@@ -173,8 +174,13 @@ def _throttled(say: Say, every: float = 2.0) -> Callable[[ingest.Progress], None
     return tell
 
 
+def _check_training(config: Config, scale: Scale) -> None:
+    from mammoray import train
+
+    train.check(config, scale)
+
+
 def _train_and_judge(source: Source, config: Config, scale: Scale, say: Say, inputs: _Inputs) -> dict[str, Any]:
-    # torch and timm are imported here and not above: by now the data are known to be good.
     from mammoray import predict, train
 
     outdir, decoded = source.outdir, inputs.decoded

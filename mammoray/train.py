@@ -90,15 +90,7 @@ def fit(rows: pd.DataFrame, split_digest: str, config: Config, scale: Scale, out
         and not (checkpoints / _RAY_FOLDER).exists()
     ):
         return Fitted(history=history, best=checkpoints / "best", last=checkpoints / "last")
-    if config.sample.batch_size % scale.num_workers:
-        raise ConfigError(
-            "--batch-size",
-            f"a multiple of --num-workers {scale.num_workers}",
-            str(config.sample.batch_size),
-            "Change either.",
-        )
-    scaling = plan(scale)
-    state = models.build(config.model, config.classes, config.seed).state_dict()
+    scaling, state = check(config, scale)
     board = ray.remote(num_cpus=0)(_Board).remote()
     trainer = ray.train.torch.TorchTrainer(
         _worker,
@@ -132,8 +124,29 @@ def fit(rows: pd.DataFrame, split_digest: str, config: Config, scale: Scale, out
     for name, epoch in (("best", best), ("last", history[-1]["epoch"])):
         shutil.rmtree(checkpoints / name, ignore_errors=True)
         kept[epoch].to_directory(checkpoints / name)
-    shutil.rmtree(checkpoints / _RAY_FOLDER)
+    # Renamed first, so that a kill leaves either all of Ray's folder, or a finished training.
+    rubbish = (checkpoints / _RAY_FOLDER).rename(checkpoints / f"{_RAY_FOLDER}.old")
+    shutil.rmtree(rubbish, ignore_errors=True)
     return Fitted(history=history, best=checkpoints / "best", last=checkpoints / "last")
+
+
+def check(config: Config, scale: Scale) -> tuple[ray.train.ScalingConfig, models.Tensors]:
+    """What :func:`fit` needs before it can start, to be asked for before hours go into decoding.
+
+    Returns
+    -------
+    ScalingConfig, dict of tensors
+        The resources of the workers, and the network's initial weights.
+
+    Raises
+    ------
+    ConfigError, ClusterError, ModelError
+        As of :func:`fit`.
+    """
+    if config.sample.batch_size % scale.num_workers:
+        expected = f"a multiple of --num-workers {scale.num_workers}"
+        raise ConfigError("--batch-size", expected, str(config.sample.batch_size), "Change either.")
+    return plan(scale), models.build(config.model, config.classes, config.seed).state_dict()
 
 
 def plan(scale: Scale) -> ray.train.ScalingConfig:

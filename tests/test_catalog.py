@@ -80,7 +80,9 @@ def test_a_missing_csv_is_an_error(tmp_path: Path) -> None:
 
 def test_missing_columns_are_an_error_that_says_what_was_found(copy: Path) -> None:
     (copy / "train.csv").write_text("patient_id,image_id,breast\n1,2,A\n", encoding="utf-8")
-    with pytest.raises(CatalogError, match=r"density.*found patient_id, image_id, breast"):
+    with pytest.raises(
+        CatalogError, match=r"density.*found patient_id, image_id, breast; for rsna, density is missing"
+    ):
         build(copy)
 
 

@@ -198,6 +198,16 @@ def test_a_truncated_file_is_never_an_image(syntax: str, kept: float, tmp_path: 
         decode(file, PLAIN)
 
 
+def test_what_pydicom_says_about_odd_headers_reaches_no_log(recwarn: pytest.WarningsRecorder) -> None:
+    odd = {"PatientID": "Doe Jane born 1970-01-01" * 5, "PatientBirthDate": "the first of May"}
+    content = machines.make_dicom(picture(12), Encoding(transfer_syntax=uid.ExplicitVRLittleEndian), attributes=odd)
+    pydicom.dcmread(pydicom.filebase.DicomBytesIO(content)).decode()
+    assert len(recwarn) > 0, "pydicom itself would warn"
+    recwarn.clear()
+    decode(content, PLAIN)
+    assert len(recwarn) == 0
+
+
 def test_errors_carry_no_identity() -> None:
     content = machines.make_dicom(
         picture(12), attributes={"PatientName": "Doe^Jane", "PatientBirthDate": "19700101", "SamplesPerPixel": 3}

@@ -9,7 +9,7 @@ from mammoray import config as configs
 from mammoray import model as models
 from mammoray import pipeline, split, train
 from mammoray.config import Scale, TrainConfig, replace
-from mammoray.errors import IngestError, MammorayError, RunFolderError, SplitError
+from mammoray.errors import IngestError, MammorayError, ModelError, RunFolderError, SplitError
 from mammoray.synth import SynthSummary
 from tests.conftest import SMALL, FinishedRun
 
@@ -156,6 +156,16 @@ class TestBadInput:
         for _ in range(2):
             with pytest.raises(IngestError):
                 run(copy, tmp_path / "run")
+
+    def test_weights_that_cannot_be_had_are_an_error_before_anything_is_decoded(
+        self, copy: SynthSummary, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        import huggingface_hub.constants
+
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+        with pytest.raises(ModelError, match="--no-pretrained"):
+            run(copy, tmp_path / "run", replace(SMALL, model=replace(SMALL.model, pretrained=True)))
+        assert not (tmp_path / "mammoray-cache").exists()
 
     def test_a_missing_csv_is_an_error(self, copy: SynthSummary, tmp_path: Path) -> None:
         with pytest.raises(MammorayError, match="--csv"):

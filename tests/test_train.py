@@ -99,6 +99,26 @@ class TestWorkerCounts:
         assert card.epoch == SMALL.train.epochs
 
 
+def test_a_kill_after_the_last_epoch_loses_nothing(
+    prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray.train
+
+    def killed(self: object, path: object) -> None:
+        raise KeyboardInterrupt
+
+    config = replace(SMALL, train=replace(SMALL.train, epochs=1))
+    with monkeypatch.context() as patch:
+        patch.setattr(ray.train.Checkpoint, "to_directory", killed)
+        with pytest.raises(KeyboardInterrupt):
+            fit(prepared, tmp_path, config)
+    before = train.read_history(tmp_path)
+    fitted = fit(prepared, tmp_path, config)
+    assert fitted.history == before
+    assert models.load_card(fitted.best).epoch == models.load_card(fitted.last).epoch == 1
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["best", "last"]
+
+
 def test_batch_norm_statistics_are_those_of_the_checkpoint_on_every_worker(prepared: Prepared, tmp_path: Path) -> None:
     config = replace(SMALL, model=replace(SMALL.model, arch="test_resnet"), train=replace(SMALL.train, epochs=1))
     fitted = fit(prepared, tmp_path, config, workers=2)
