@@ -151,8 +151,8 @@ def build(csv: Path, dicom_root: Path) -> Catalog:
 def _read_csv(csv: Path) -> pd.DataFrame:
     remedy = "Check --csv."
     try:
-        return pd.read_csv(csv, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-    except (FileNotFoundError, IsADirectoryError) as error:
+        return pd.read_csv(csv, dtype=str, keep_default_na=False, index_col=False, encoding="utf-8-sig")
+    except OSError as error:
         raise CatalogError(str(csv), "a CSV file", type(error).__name__, remedy) from error
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise CatalogError(str(csv), "a comma-separated UTF-8 table with a header", str(error), remedy) from error
@@ -172,7 +172,9 @@ def _rsna(table: pd.DataFrame, csv: Path, dicom_root: Path) -> Catalog:
             },
         }
     )
-    rows["path"] = rows["patient_id"] + "/" + rows["image_id"] + ".dcm"
+    by_stem = {path[: -len(".dcm")]: path for path in files}  # The suffix may be written in capitals.
+    stems = rows["patient_id"] + "/" + rows["image_id"]
+    rows["path"] = [by_stem.get(stem, f"{stem}.dcm") for stem in stems]
     rows, duplicates = _drop_duplicates(rows, csv)
     return _match(rows, files, root, csv, layout="rsna", grouped_by="patient_id", findings=duplicates, limits=())
 
@@ -197,7 +199,7 @@ def _irma(table: pd.DataFrame, csv: Path, dicom_root: Path) -> Catalog:
         if exam.excluded:
             findings += [_excluded(path) for path in paths]
             continue
-        records += [(path.removesuffix(".dcm"), exam.patient_id, exam.label, path) for path in paths]
+        records += [(path[: -len(".dcm")], exam.patient_id, exam.label, path) for path in paths]
     rows = pd.DataFrame(records, columns=["image_id", "patient_id", "label", "path"])
     rows = rows.assign(laterality="", view="", site_id="", machine_id="")
     limits = (
@@ -218,7 +220,7 @@ _LAYOUTS: tuple[tuple[str, frozenset[str], Callable[[pd.DataFrame, Path, Path], 
 def _excluded(path: str) -> Finding:
     return Finding(
         severity="note",
-        image_id=path.removesuffix(".dcm"),
+        image_id=path[: -len(".dcm")],
         file=path,
         tag="Classification",
         reason="class 5 is excluded",
@@ -275,9 +277,10 @@ def _walk(root: Path, below: str) -> Iterator[tuple[str, os.stat_result]]:
     with os.scandir(root / below) as entries:
         for entry in sorted(entries, key=lambda e: e.name):
             relative = f"{below}/{entry.name}" if below else entry.name
-            if entry.is_dir():
+            # Links to folders are not followed: they can lead out of the root, or round in circles.
+            if entry.is_dir(follow_symlinks=False):
                 yield from _walk(root, relative)
-            elif entry.name.lower().endswith(".dcm"):
+            elif entry.name.lower().endswith(".dcm") and entry.is_file():
                 yield relative, entry.stat()
 
 

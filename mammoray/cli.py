@@ -54,7 +54,7 @@ class SynthArgs:
     outdir: Path
     """A new folder for the data set."""
     seed: int = 0
-    """Seed of everything in it: the same seed writes the same bytes."""
+    """Seed of everything in it: the same seed, with the same library versions, writes the same bytes."""
     synth: SynthConfig = field(default_factory=SynthConfig)
 
 
@@ -174,7 +174,7 @@ def main(argv: list[str] | None = None) -> int:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's own advice against its warning on CPU.
     try:
         VERBS[verb][1](parse(verb, rest))
-    except MammorayError as error:
+    except (MammorayError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

@@ -39,7 +39,9 @@ def connect(address: str | None) -> Iterator[None]:
         yield
         return
     elsewhere = address is not None
-    _check_reachable(address)
+    source = "--address" if elsewhere else "RAY_ADDRESS"
+    address = address or os.environ.get("RAY_ADDRESS") or None
+    _check_reachable(address, source)
     # The driver says what matters in its own words; all that Ray says stays in the session's folder.
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
@@ -53,10 +55,10 @@ def connect(address: str | None) -> Iterator[None]:
     except (ConnectionError, TimeoutError, RuntimeError, ValueError) as error:
         reason = str(error).strip().split("\n")[0][:300]
         raise ClusterError(
-            f"--address {address}",
+            f"{source} {address}",
             "a running Ray cluster",
             reason,
-            "Start one with 'ray start --head', or leave --address out.",
+            "Start one with 'ray start --head', or leave the address out.",
         ) from error
     try:
         yield
@@ -86,7 +88,7 @@ def run_there(address: str | None, function: Callable[..., T], *args: Any) -> T:
         return result
 
 
-def _check_reachable(address: str | None) -> None:
+def _check_reachable(address: str | None, source: str = "--address") -> None:
     """Ask the socket first: Ray itself waits a minute for an address that does not answer."""
     if address in (None, "auto", "local"):
         return
@@ -99,7 +101,7 @@ def _check_reachable(address: str | None) -> None:
         except OSError as error:
             problem = f"{os.strerror(error.errno) if error.errno else error}"
     raise ClusterError(
-        f"--address {address}",
+        f"{source} {address}",
         "a Ray cluster that answers",
         problem,
         "Check the address, or start one with 'ray start --head'.",

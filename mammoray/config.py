@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import sys
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
@@ -39,13 +40,9 @@ def _require_choices(section: Any) -> None:
     """Check every ``Literal`` field of ``section``: dataclasses do not, and a TOML file can hold anything."""
     for name, hint in get_type_hints(type(section)).items():
         if get_origin(hint) is Literal:
-            choices = get_args(hint)
-            _require(
-                getattr(section, name) in choices,
-                name,
-                f"one of {', '.join(map(repr, choices))}",
-                getattr(section, name),
-            )
+            choices, value = get_args(hint), getattr(section, name)
+            ok = value in choices and not isinstance(value, bool)
+            _require(ok, name, f"one of {', '.join(map(repr, choices))}", value)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -177,7 +174,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         _require_choices(self)
         _require(self.epochs >= 1, "epochs", "at least 1", self.epochs)
-        _require(self.lr > 0, "lr", "a number above 0", self.lr)
+        _require(0 < self.lr < math.inf, "lr", "a number above 0", self.lr)
         _require(0 <= self.label_smoothing < 1, "label_smoothing", "0 to below 1", self.label_smoothing)
         for name in ("weight_decay", "warmup_epochs", "clip_grad", "max_failures"):
             _require(getattr(self, name) >= 0, name, "0 or more", getattr(self, name))
@@ -215,6 +212,7 @@ class Config:
 
     def __post_init__(self) -> None:
         _require_choices(self)
+        _require(self.seed >= 0, "seed", "0 or more", self.seed)
         if self.train.class_weights and self.sample.sampler == "balanced":
             raise ConfigError(
                 "--class-weights with --sampler balanced",
@@ -320,8 +318,9 @@ def load_toml(path: Path) -> Config:
     """Read a :class:`Config` from a TOML file, such as the config.toml of an earlier run."""
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ConfigError(str(path), "a TOML file of settings", "no file", "Check --config.") from error
+    except OSError as error:
+        found = "no file" if isinstance(error, FileNotFoundError) else type(error).__name__
+        raise ConfigError(str(path), "a TOML file of settings", found, "Check --config.") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(str(path), "a TOML file of settings", str(error), "Correct the file.") from error
     return from_dict(Config, values, str(path))
@@ -335,7 +334,7 @@ def to_toml(config: Config) -> str:
 def digest(*parts: Any) -> str:
     """SHA-256, as 16 hex digits, of the canonical JSON of ``parts`` (config dataclasses, strings, numbers, lists).
 
-    The one digest of the project: of settings, splits and cache keys.
+    Of settings and runs; a split and a file have digests of their own, over their lines.
 
     Examples
     --------

@@ -10,9 +10,11 @@ Shapes: ``H, W`` the decoded image, ``h, w`` the stored one.
 
 from __future__ import annotations
 
+import contextlib
 import io
+import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,14 +104,36 @@ def decode(source: Path | bytes, config: DecodeConfig, name: str | None = None) 
     """
     name = name or (str(source) if isinstance(source, Path) else "bytes")
     content = source.read_bytes() if isinstance(source, Path) else source
-    with warnings.catch_warnings():
-        # pydicom quotes header values that it finds odd; a patient's name among them must not reach a log.
-        warnings.simplefilter("ignore")
-        return _decode(content, config, name)
+    with _pydicom_silent():
+        try:
+            return _decode(content, config, name)
+        except DecodeError:
+            raise
+        except Exception as error:
+            # pydicom parses an element when it is asked for, and damage shows then. Only the kind of the error is
+            # told: the text of pydicom's errors quotes header values.
+            found = f"{type(error).__name__} while reading it"
+            raise DecodeError(
+                name, "a header that can be read", found, "Copy the file again from its source."
+            ) from None
+
+
+@contextlib.contextmanager
+def _pydicom_silent() -> Iterator[None]:
+    """Keep pydicom from warning and logging: it quotes header values that it finds odd, a patient's name among them."""
+    logger = logging.getLogger("pydicom")
+    before, logger.disabled = logger.disabled, True
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.disabled = before
 
 
 def _decode(content: bytes, config: DecodeConfig, name: str) -> Decoded:
     dataset = _read(content, name)
+    _drop_empty(dataset)
     _check_header(dataset, name)
     stored = _stored_values(dataset, name)
     inverted = dataset.PhotometricInterpretation == "MONOCHROME1"
@@ -142,6 +166,20 @@ def _decode(content: bytes, config: DecodeConfig, name: str) -> Decoded:
     return Decoded(pixels=frame, geometry=geometry, transfer_syntax=str(dataset.file_meta.TransferSyntaxUID))
 
 
+_COLOUR = ("PALETTE COLOR", "RGB", "YBR_FULL", "YBR_FULL_422", "YBR_PARTIAL_420", "YBR_ICT", "YBR_RCT")
+_OPTIONAL = (
+    "WindowCenter", "WindowWidth", "VOILUTFunction", "VOILUTSequence", "ModalityLUTSequence", "RescaleSlope",
+    "RescaleIntercept", "PixelPaddingValue", "PixelPaddingRangeLimit", "PixelAspectRatio",
+)  # fmt: skip
+
+
+def _drop_empty(dataset: pydicom.FileDataset) -> None:
+    """Take out optional elements without a value, which anonymisers leave behind: they say no more than absent ones."""
+    for keyword in _OPTIONAL:
+        if keyword in dataset and dataset[keyword].is_empty:
+            del dataset[keyword]
+
+
 def _read(content: bytes, name: str) -> pydicom.FileDataset:
     try:
         dataset = pydicom.dcmread(io.BytesIO(content))
@@ -151,11 +189,11 @@ def _read(content: bytes, name: str) -> pydicom.FileDataset:
     except InvalidDicomError as error:
         raise DecodeError(
             name, "a DICOM file", str(error).split(". ")[0], "Check that the file is a DICOM, and whole."
-        ) from error
+        ) from None
     except Exception as error:
         raise DecodeError(
             name, "a DICOM file", f"{type(error).__name__} while parsing", "Copy the file again from its source."
-        ) from error
+        ) from None
 
 
 def _check_header(dataset: pydicom.FileDataset, name: str) -> None:
@@ -179,14 +217,15 @@ def _check_header(dataset: pydicom.FileDataset, name: str) -> None:
         raise DecodeError(
             f"{name}: Number of Frames (0028,0008)", "1", str(frames), "Extract the frame that is wanted."
         )
-    photometric = dataset.get("PhotometricInterpretation", "")
+    photometric = str(dataset.get("PhotometricInterpretation", ""))
     if photometric not in ("MONOCHROME1", "MONOCHROME2"):
-        raise DecodeError(
-            f"{name}: Photometric Interpretation (0028,0004)",
-            "MONOCHROME1 or MONOCHROME2",
-            repr(photometric),
-            "Leave the file out.",
-        )
+        found = photometric if photometric in _COLOUR else "another"
+        where = f"{name}: Photometric Interpretation (0028,0004)"
+        raise DecodeError(where, "MONOCHROME1 or MONOCHROME2", found, "Leave the file out of the CSV.")
+    aspect = [int(side) for side in dataset.get("PixelAspectRatio", (1, 1))]
+    if aspect[0] != aspect[1]:
+        where = f"{name}: Pixel Aspect Ratio (0028,0034)"
+        raise DecodeError(where, "square pixels", f"{aspect[0]}:{aspect[1]}", "Resample the image to square pixels.")
     allocated, bits = _integer(dataset, "BitsAllocated", name), _integer(dataset, "BitsStored", name)
     if allocated not in (8, 16) or not 1 <= bits <= allocated:
         raise DecodeError(
@@ -203,21 +242,29 @@ def _integer(dataset: pydicom.FileDataset, keyword: str, name: str, default: int
         return default
     try:
         return int(value)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError):
         raise DecodeError(
             f"{name}: {keyword}", "an integer", "nothing" if value is None else "no integer", "The header is damaged."
-        ) from error
+        ) from None
+
+
+class _TruncatedError(Exception):
+    """The codestream has no end marker."""
 
 
 def _jpeg(codestream: bytes) -> Image:
     # libjpeg-turbo fills the rest of a truncated image with grey and says nothing.
-    if _EOI not in codestream[-16:]:
-        raise ValueError("no end-of-image marker: the codestream is truncated")
+    if not codestream.rstrip(b"\x00").endswith(_EOI):
+        raise _TruncatedError
     return np.asarray(imagecodecs.jpeg8_decode(codestream))
 
 
 def _jpeg2000(codestream: bytes) -> Image:
     return np.asarray(imagecodecs.jpeg2k_decode(codestream, numthreads=1))
+
+
+def _htj2k(codestream: bytes) -> Image:
+    return np.asarray(imagecodecs.htj2k_decode(codestream))
 
 
 def _jpegls(codestream: bytes) -> Image:
@@ -233,6 +280,9 @@ _CODECS: dict[str, Callable[[bytes], Image]] = {
     "1.2.840.10008.1.2.4.81": _jpegls,
     "1.2.840.10008.1.2.4.90": _jpeg2000,
     "1.2.840.10008.1.2.4.91": _jpeg2000,
+    "1.2.840.10008.1.2.4.201": _htj2k,
+    "1.2.840.10008.1.2.4.202": _htj2k,
+    "1.2.840.10008.1.2.4.203": _htj2k,
 }
 
 
@@ -246,13 +296,10 @@ def _stored_values(dataset: pydicom.FileDataset, name: str) -> Image:
         else:
             stored = pixels.pixel_array(dataset, raw=True)
     except Exception as error:
-        reason = f"{type(error).__name__}: {error}".split("\n")[0][:200]
-        raise DecodeError(
-            f"{name}: Pixel Data (7FE0,0010)",
-            f"an image in transfer syntax {syntax}",
-            reason,
-            "Copy the file again from its source.",
-        ) from error
+        # Every codec has its own errors. Only the kind is told: the text of pydicom's errors quotes header values.
+        found = "no end marker: it is truncated" if isinstance(error, _TruncatedError) else type(error).__name__
+        where, remedy = f"{name}: Pixel Data (7FE0,0010)", "Copy the file again from its source."
+        raise DecodeError(where, f"an image in transfer syntax {syntax}", found, remedy) from None
     if stored.shape != (int(dataset.Rows), int(dataset.Columns)):
         raise DecodeError(
             f"{name}: Pixel Data (7FE0,0010)",
@@ -384,43 +431,45 @@ def _to_grey(small: Image, dataset: pydicom.FileDataset, config: DecodeConfig, n
     try:
         low, high, values = _window(small, dataset, config)
     except Exception as error:
-        raise DecodeError(
-            f"{name}: VOI or modality LUT",
-            "a valid window or LUT",
-            f"{type(error).__name__}: {error}"[:200],
-            "Use --window percentile.",
-        ) from error
+        # A malformed LUT or window fails in many ways inside pydicom.
+        where, found = f"{name}: modality or VOI LUT", type(error).__name__
+        raise DecodeError(where, "a valid window or LUT", found, "Use --window percentile.") from None
     grey = np.clip((values - low) / max(high - low, 1e-12), 0.0, 1.0)
+    if grey.min() == grey.max():
+        where = f"{name}: VOI window"
+        raise DecodeError(where, "a window that shows something", "one grey everywhere", "Use --window percentile.")
     return 1.0 - grey if dataset.PhotometricInterpretation == "MONOCHROME1" else grey
 
 
 def _window(
     small: Image, dataset: pydicom.FileDataset, config: DecodeConfig
 ) -> tuple[float, float, npt.NDArray[np.float64]]:
-    """Black and white values and the image between them."""
-    bits = int(dataset.BitsStored)
-    signed = int(dataset.get("PixelRepresentation", 0)) == 1
-    full = np.array([-(2 ** (bits - 1)), 2 ** (bits - 1) - 1] if signed else [0, 2**bits - 1], dtype=np.int32)
+    """Black and white values and the image between them, after the modality LUT (PS3.3 C.11.1) in every mode."""
+    modality = np.asarray(pixels.apply_modality_lut(np.rint(small).astype(np.int32), dataset), dtype=np.float64)
     if config.window == "percentile":
-        background = small.max() if dataset.PhotometricInterpretation == "MONOCHROME1" else small.min()
-        tissue = small[small != background]
-        low, high = np.percentile(
-            tissue if tissue.size else small, (1.0, 99.5) if background == small.min() else (0.5, 99.0)
-        )
-        return float(low), float(high), small.astype(np.float64)
+        inverted = dataset.PhotometricInterpretation == "MONOCHROME1"
+        tissue = modality[breast_mask(modality.astype(np.float32), inverted)]
+        low, high = np.percentile(tissue, (0.5, 99.0) if inverted else (1.0, 99.5))
+        return float(low), float(high), modality
+    ends = _full_range(dataset)
     if config.window == "none":
-        return float(full[0]), float(full[1]), small.astype(np.float64)
-    modality = pixels.apply_modality_lut(np.rint(small).astype(np.int32), dataset)
+        return float(ends.min()), float(ends.max()), modality
     if "VOILUTSequence" in dataset:
-        lut_bits = int(dataset.VOILUTSequence[0].LUTDescriptor[2])
+        bits = int(dataset.VOILUTSequence[0].LUTDescriptor[2])
         indices = np.rint(modality).astype(np.int32)
-        return 0.0, float(2**lut_bits - 1), np.asarray(pixels.apply_voi(indices, dataset, index=0), dtype=np.float64)
-    # pydicom's windowing returns values in the modality range of the stored bits, PS3.3 C.11.2.1.2.
-    if "ModalityLUTSequence" in dataset:
-        ends = np.array([0.0, 2.0 ** int(dataset.ModalityLUTSequence[0].LUTDescriptor[2]) - 1])
-    else:
-        ends = np.asarray(pixels.apply_modality_lut(full, dataset), dtype=np.float64)
+        return 0.0, float(2**bits - 1), np.asarray(pixels.apply_voi(indices, dataset, index=0), dtype=np.float64)
     if "WindowCenter" not in dataset or "WindowWidth" not in dataset:
-        return float(ends.min()), float(ends.max()), np.asarray(modality, dtype=np.float64)
+        return float(ends.min()), float(ends.max()), modality
+    # pydicom's windowing returns values in the modality range of the stored bits, PS3.3 C.11.2.1.2.
     shown = np.asarray(pixels.apply_windowing(modality, dataset, index=0), dtype=np.float64)
     return float(ends.min()), float(ends.max()), shown
+
+
+def _full_range(dataset: pydicom.FileDataset) -> npt.NDArray[np.float64]:
+    """The two ends of the modality range of the stored bits."""
+    if "ModalityLUTSequence" in dataset:
+        return np.array([0.0, 2.0 ** int(dataset.ModalityLUTSequence[0].LUTDescriptor[2]) - 1])
+    bits = int(dataset.BitsStored)
+    signed = int(dataset.get("PixelRepresentation", 0)) == 1
+    ends = np.array([-(2 ** (bits - 1)), 2 ** (bits - 1) - 1] if signed else [0, 2**bits - 1], dtype=np.int32)
+    return np.asarray(pixels.apply_modality_lut(ends, dataset), dtype=np.float64)

@@ -1,9 +1,10 @@
 """Rows to the decoded cache, and cached rows to ``(B, 1, H, W)`` batches, by Ray Data.
 
-The cache is content-addressed. A folder per digest of (decode settings, decoder version) holds Parquet shards; a row's
-key is the digest of the file's relative path, size and modification time. Shards are written under another name and
-moved into place, so a reader never sees half of one; a killed run loses only those in flight, and two runs at once at
-worst decode a file twice. One row group per image makes a random read touch one image.
+The cache is addressed by what its content follows from. A folder per digest of (decode settings, decoder version)
+holds Parquet shards; a row's key is the digest of the file's path, size and modification time, as make and rsync
+judge. Shards are written under another name and moved into place, so a reader never sees half of one; a killed run
+loses only those in flight, and two runs at once at worst decode a file twice. One row group per image makes a random
+read touch one image.
 
 Shapes: ``B`` batch, ``H, W`` image.
 """
@@ -92,14 +93,14 @@ def cache_folder(cache: Path, config: DecodeConfig) -> Path:
     return cache / digest(config, DECODER_VERSION)
 
 
-def file_keys(rows: pd.DataFrame) -> pd.Series:
-    """Cache key of each row's file, from path below the root, size and modification time."""
+def file_keys(rows: pd.DataFrame, root: Path) -> pd.Series:
+    """Cache key of each row's file, from its whole path, size in bytes and modification time."""
+    base = root.resolve()
     triples = zip(rows["path"], rows["size"], rows["mtime_ns"], strict=True)
-    return pd.Series(
-        [hashlib.sha256(f"{path}\n{size}\n{mtime}".encode()).hexdigest()[:32] for path, size, mtime in triples],
-        index=rows.index,
-        dtype="string",
-    )
+    keys = [
+        hashlib.sha256(f"{base / path}\n{size}\n{mtime}".encode()).hexdigest()[:32] for path, size, mtime in triples
+    ]
+    return pd.Series(keys, index=rows.index, dtype="string")
 
 
 def prepare(
@@ -136,7 +137,7 @@ def prepare(
         raise IngestError(
             str(cache), "a folder that can be written", type(error).__name__, "Choose another --cache."
         ) from error
-    keyed = rows.assign(key=file_keys(rows))
+    keyed = rows.assign(key=file_keys(rows, root))
     index = read_index(folder)
     missing = keyed[~keyed["key"].isin(index["key"])]
     if len(missing):
@@ -150,7 +151,8 @@ def prepare(
                 Progress(done=done, total=len(missing), failed=failed, seconds=time.monotonic() - started)
             ),
         )
-        index = pd.concat([read_index(folder), unread], ignore_index=True)
+        index = read_index(folder)
+        index = pd.concat([index, unread], ignore_index=True) if len(unread) else index
     found = keyed.merge(index, on="key", how="left", validate="many_to_one").drop(columns="key")
     lost = found[found["shard"].isna() & found["error"].isna()]
     if len(lost):

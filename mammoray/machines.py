@@ -173,11 +173,12 @@ CODECS: dict[str, Callable[[npt.NDArray[Any], int], bytes] | None] = {
         imagecodecs.jpeg8_encode(p, lossless=True, predictor=1, bitspersample=bits)
     ),
     uid.JPEGLSLossless: lambda p, bits: bytes(imagecodecs.jpegls_encode(p)),
-    uid.HTJ2KLossless: lambda p, bits: bytes(imagecodecs.htj2k_encode(p, level=0, reversible=True)),
     uid.RLELossless: _rle,
     uid.ExplicitVRLittleEndian: None,
     uid.ImplicitVRLittleEndian: None,
 }
+if hasattr(imagecodecs, "htj2k_encode"):  # The newest imagecodecs for Python 3.10 has no HTJ2K.
+    CODECS[uid.HTJ2KLossless] = lambda p, bits: bytes(imagecodecs.htj2k_encode(p, level=0, reversible=True))
 """Transfer syntaxes that :func:`make_dicom` writes, all of them lossless; None: not compressed."""
 # DICOM PS3.16 CID 4014 (views) as SNOMED CT codes; AT is an MLO view with a modifier of CID 4015.
 _VIEW_CODE = {

@@ -9,6 +9,7 @@ Shapes: ``B`` batch, ``K`` classes, ``H, W`` image.
 
 from __future__ import annotations
 
+import difflib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,7 +68,7 @@ def build(config: ModelConfig, classes: Classes, seed: int) -> DensityNet:
         No such architecture, a stem that cannot be converted, no model hub, or a file that does not fit.
     """
     if not timm.is_model(config.arch):
-        near = ", ".join(timm.list_models(f"*{config.arch.split('_')[0]}*")[:5]) or "none like it"
+        near = ", ".join(difflib.get_close_matches(config.arch, timm.list_models(), 5, 0.5)) or "none like it"
         raise ModelError("--arch", "a timm model name", f"{config.arch!r} (timm has {near})", "See timm.list_models().")
     torch.manual_seed(seed)
     hub = config.pretrained and config.weights is None
@@ -231,5 +232,10 @@ def load_optimizer(folder: Path, optimizer: torch.optim.Optimizer) -> dict[str, 
         index, slot = name.split(".", 1)
         slots.setdefault(int(index), {})[slot] = tensor
     optimizer.load_state_dict({"state": slots, "param_groups": optimizer.state_dict()["param_groups"]})
+    return load_state(folder)
+
+
+def load_state(folder: Path) -> dict[str, Any]:
+    """The content of state.json."""
     state: dict[str, Any] = json.loads((folder / "state.json").read_text(encoding="utf-8"))
     return state

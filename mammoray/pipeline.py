@@ -6,6 +6,7 @@ It owns the run's folder: every file in it is written here, or by the module tha
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ import pandas as pd
 from mammoray import __version__, audit, catalog, cluster, evaluate, ingest, report, split
 from mammoray import config as configs
 from mammoray.config import Config, Scale
-from mammoray.errors import RunFolderError
+from mammoray.errors import ConfigError, RunFolderError
 
 Say = Callable[[str], None]
 
@@ -50,9 +51,11 @@ def run(source: Source, config: Config, scale: Scale, say: Say = print) -> dict[
         f"{data.rows['patient_id'].nunique()} {_groups(data)}, {len(data.findings)} findings"
     )
     parts = split.make(data.rows, config.split, config.classes, config.seed)
-    identity = configs.digest(_what_counts(config), parts.digest)
-    if _claim(outdir, identity, config):
+    files = ingest.file_keys(data.rows, data.root)[data.rows["label"].notna()]
+    identity = configs.digest(_what_counts(config), parts.digest, sorted(files))
+    if _claim(outdir, identity):
         say(f"{outdir} already holds this run, finished; nothing is done again")
+        report.write_report(outdir)
         return _read_metrics(outdir)
     say(
         f"split: digest {parts.digest}, "
@@ -63,7 +66,7 @@ def run(source: Source, config: Config, scale: Scale, say: Say = print) -> dict[
     started = datetime.now(timezone.utc)
     # Only now: whatever is wrong with the paths, the table or the split is said before Ray takes its seconds to start.
     with cluster.connect(scale.address):
-        _check_training(config, scale)
+        _check_training(config, scale, outdir)
         begun = time.monotonic()
         decoded = _decode(source, config, data, say)
         inputs = _Inputs(data, parts, decoded, identity, started, time.monotonic() - begun)
@@ -93,31 +96,43 @@ def _what_counts(config: Config) -> dict[str, Any]:
     return plain
 
 
-def _claim(outdir: Path, identity: str, config: Config) -> bool:
-    """Take the output folder for this run; True when it holds this very run, finished."""
+def _claim(outdir: Path, identity: str) -> bool:
+    """Take the output folder for this run; True when it holds this very run, finished.
+
+    A run that has not trained an epoch yet may be replaced by another: nothing is lost but a typing error.
+    """
     marker = outdir / "run.json"
-    if marker.exists():
-        held: dict[str, Any] = json.loads(marker.read_text(encoding="utf-8"))
-        if held.get("identity") != identity:
-            raise RunFolderError(
-                str(outdir),
-                f"an empty folder, or this run ({identity})",
-                f"another run ({held.get('identity')}): other settings or other data",
-                "Choose another --outdir, or remove the folder.",
-            )
-        return bool(held.get("finished"))
-    if outdir.is_dir() and any(path.suffix != ".partial" for path in outdir.iterdir()):
+    held = _read_marker(marker)
+    if held is not None and held["identity"] == identity:
+        return bool(held["finished"]) and (outdir / "metrics.json").exists()
+    if held is not None and (held["finished"] or (outdir / "history.jsonl").exists()):
+        found = f"another run ({held['identity']}): other settings, another split or other files"
+        remedy = "Choose another --outdir, or remove the folder."
+        raise RunFolderError(str(outdir), f"an empty folder, or this run ({identity})", found, remedy)
+    if held is None and outdir.is_dir() and any(path.suffix != ".partial" for path in outdir.iterdir()):
         raise RunFolderError(
             str(outdir), "an empty folder, or a run of mammoray", "other files", "Choose another --outdir."
         )
     try:
+        shutil.rmtree(outdir / "checkpoints", ignore_errors=True)
         outdir.mkdir(parents=True, exist_ok=True)
         _write_json(marker, {"version": __version__, "identity": identity, "finished": False})
     except OSError as error:
-        raise RunFolderError(
-            str(outdir), "a folder that can be written", type(error).__name__, "Choose another --outdir."
-        ) from error
+        found = type(error).__name__
+        raise RunFolderError(str(outdir), "a folder that can be written", found, "Choose another --outdir.") from error
     return False
+
+
+def _read_marker(marker: Path) -> dict[str, Any] | None:
+    """The content of a run's marker, or None where there is none."""
+    try:
+        held = json.loads(marker.read_text(encoding="utf-8"))
+        return {"identity": held["identity"], "finished": held["finished"]}
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        found, remedy = f"a damaged file ({type(error).__name__})", "Choose another --outdir, or remove the folder."
+        raise RunFolderError(str(marker), "the marker of a run", found, remedy) from error
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
@@ -174,10 +189,10 @@ def _throttled(say: Say, every: float = 2.0) -> Callable[[ingest.Progress], None
     return tell
 
 
-def _check_training(config: Config, scale: Scale) -> None:
+def _check_training(config: Config, scale: Scale, outdir: Path) -> None:
     from mammoray import train
 
-    train.check(config, scale)
+    train.check(config, scale, outdir)
 
 
 def _train_and_judge(source: Source, config: Config, scale: Scale, say: Say, inputs: _Inputs) -> dict[str, Any]:
@@ -189,13 +204,11 @@ def _train_and_judge(source: Source, config: Config, scale: Scale, say: Say, inp
         "image_id", ignore_index=True
     )
     split.check(rows)
-    begun = time.monotonic()
     fitted = train.fit(rows, inputs.parts.digest, config, scale, outdir, say)
-    train_seconds = time.monotonic() - begun
     say("evaluate: the best checkpoint, on validation and test images")
     gpu = bool(train.plan(scale).use_gpu)
     held_out = rows[rows["fold"] != "train"].reset_index(drop=True)
-    p_NK = predict.predict(held_out, fitted.best, gpu=gpu)
+    p_NK = predict.predict(held_out, fitted.best, gpu=gpu, bf16=config.train.precision == "bf16")
     predictions = _table(held_out, p_NK, config)
     predictions.to_parquet(outdir / "predictions.parquet", index=False)
     metrics = evaluate.judge(predictions, config.class_names, config.evaluate.bootstrap, config.seed)
@@ -214,7 +227,10 @@ def _train_and_judge(source: Source, config: Config, scale: Scale, say: Say, inp
         "parameters": predict.parameters(fitted.best),
         "best_epoch": best,
         "started": inputs.started.isoformat(timespec="seconds"),
-        "seconds": {"decode": round(inputs.decode_seconds, 1), "train": round(train_seconds, 1)},
+        "seconds": {
+            "decode": round(inputs.decode_seconds, 1),
+            "train": round(sum(record["seconds"] for record in fitted.history), 1),
+        },
         "split_digest": inputs.parts.digest,
         "device": "cuda" if gpu else "cpu",
         "limits": [*inputs.data.limits, *_absent(inputs.parts, config)],
@@ -284,7 +300,22 @@ def crossval(source: Source, config: Config, scale: Scale, say: Say = print) -> 
     -------
     dict
         As of :func:`run`, over all patients: each is tested once, by a model that has not seen it.
+
+    Raises
+    ------
+    ConfigError
+        For one finished split or one fold, which a cross-validation makes itself.
+    RunFolderError
+        The output folder holds something other than these folds.
     """
+    if config.split.split_file is not None or config.split.fold != 0:
+        flag = "--fold" if config.split.split_file is None else "--split-file"
+        raise ConfigError(flag, "no such setting: every fold is run in turn", "one", f"Leave {flag} out, or use train.")
+    own = {*(f"fold-{fold}" for fold in range(config.split.folds)), "predictions.parquet", "metrics.json"}
+    other = sorted(path.name for path in source.outdir.glob("*") if path.name not in own and path.suffix != ".partial")
+    if other:
+        found = ", ".join(other[:5])
+        raise RunFolderError(str(source.outdir), "an empty folder, or these folds", found, "Choose another --outdir.")
     with cluster.connect(scale.address):  # One session for all folds.
         tables = [_test_fold(source, config, scale, say, fold) for fold in range(config.split.folds)]
     predictions = pd.concat(tables, ignore_index=True)

@@ -22,20 +22,24 @@ _BATCH = 32
 
 
 @functools.lru_cache(maxsize=1)
-def _network(checkpoint: Path) -> tuple[models.DensityNet, torch.device]:
+def _network(checkpoint: Path, gpu: bool) -> tuple[models.DensityNet, torch.device]:
     # Ray reuses the process of a task for the next, so a worker process loads the network once.
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device("cuda" if gpu else "cpu")
     return models.load_model(checkpoint)[0].to(device), device
 
 
 @torch.no_grad()
-def _forward(batch: dict[str, npt.NDArray[Any]], checkpoint: Path) -> dict[str, npt.NDArray[Any]]:
-    net, device = _network(checkpoint)
+def _forward(
+    batch: dict[str, npt.NDArray[Any]], checkpoint: Path, gpu: bool, bf16: bool
+) -> dict[str, npt.NDArray[Any]]:
+    net, device = _network(checkpoint, gpu)
     x_B1HW = models.to_unit(torch.from_numpy(batch["image"].copy()).to(device)).unsqueeze(1)
-    return {"row": batch["row"], "logits": net(x_B1HW).float().cpu().numpy()}
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
+        logits_BK = net(x_B1HW)
+    return {"row": batch["row"], "logits": logits_BK.float().cpu().numpy()}
 
 
-def predict(rows: pd.DataFrame, checkpoint: Path, gpu: bool = False) -> npt.NDArray[np.float64]:
+def predict(rows: pd.DataFrame, checkpoint: Path, gpu: bool = False, bf16: bool = False) -> npt.NDArray[np.float64]:
     """Class probabilities of cached images.
 
     Parameters
@@ -46,6 +50,8 @@ def predict(rows: pd.DataFrame, checkpoint: Path, gpu: bool = False) -> npt.NDAr
         Folder of a checkpoint, seen by every node.
     gpu : bool
         Whether the tasks ask for a GPU.
+    bf16 : bool
+        Whether to compute as a training with ``--precision bf16`` evaluates.
 
     Returns
     -------
@@ -54,7 +60,7 @@ def predict(rows: pd.DataFrame, checkpoint: Path, gpu: bool = False) -> npt.NDAr
     """
     config = models.load_card(checkpoint).decode
     images = ingest.stream(rows, np.arange(len(rows), dtype=np.int64), config)
-    forward = functools.partial(_forward, checkpoint=checkpoint.resolve())
+    forward = functools.partial(_forward, checkpoint=checkpoint.resolve(), gpu=gpu, bf16=bf16)
     results = images.map_batches(
         forward,
         batch_size=_BATCH,

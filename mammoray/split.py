@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 
 from mammoray.catalog import DENSITIES, class_index
-from mammoray.config import Classes, SplitConfig
+from mammoray.config import CLASS_NAMES, Classes, SplitConfig
 from mammoray.errors import LeakError, SplitError
 
 FOLDS = ("train", "val", "test")
@@ -133,7 +133,7 @@ def _check_enough(of_patient: pd.Series, config: SplitConfig, classes: Classes) 
 
 
 def _class_name(index: int, classes: Classes) -> str:
-    return DENSITIES[index] if classes == "density" else ("AB", "CD")[index]
+    return CLASS_NAMES[classes][index]
 
 
 def check(rows: pd.DataFrame) -> None:

@@ -31,7 +31,6 @@ import ray.train
 import ray.train.torch
 import torch
 import torch.distributed as dist
-from ray.train.v2.api.callback import UserCallback
 from timm.optim import create_optimizer_v2
 
 from mammoray import augment, evaluate, sample
@@ -90,13 +89,14 @@ def fit(rows: pd.DataFrame, split_digest: str, config: Config, scale: Scale, out
         and not (checkpoints / _RAY_FOLDER).exists()
     ):
         return Fitted(history=history, best=checkpoints / "best", last=checkpoints / "last")
-    scaling, state = check(config, scale)
+    scaling, state = check(config, scale, outdir)
+    say(f"train: {scale.num_workers} workers on {'GPUs' if scaling.use_gpu else 'CPUs'}")
     board = ray.remote(num_cpus=0)(_Board).remote()
     trainer = ray.train.torch.TorchTrainer(
         _worker,
         train_loop_config={
             "config": to_dict(config),
-            "state": ray.put(state),
+            "state": None if state is None else ray.put(state),
             "split_digest": split_digest,
             "board": board,
         },
@@ -116,27 +116,34 @@ def fit(rows: pd.DataFrame, split_digest: str, config: Config, scale: Scale, out
             result = trainer.fit()
         except ray.train.WorkerGroupError as error:
             raise _reason(error) from error
-    history = read_history(outdir)
+    # The newest checkpoint knows all epochs; a kill just before history.jsonl is written can cost that file one.
+    _keep(result.checkpoint, checkpoints / "last")
+    history = models.load_state(checkpoints / "last")["history"]
+    write_history(outdir, history)
     best = best_epoch(history, config.train.monitor)
     # Ray keeps the checkpoint of the highest score and the latest one; they may be the same.
     reported = [*result.best_checkpoints, (result.checkpoint, result.metrics)]
     kept = {int(metrics["epoch"]): checkpoint for checkpoint, metrics in reported}
-    for name, epoch in (("best", best), ("last", history[-1]["epoch"])):
-        shutil.rmtree(checkpoints / name, ignore_errors=True)
-        kept[epoch].to_directory(checkpoints / name)
+    _keep(kept[best], checkpoints / "best")
     # Renamed first, so that a kill leaves either all of Ray's folder, or a finished training.
     rubbish = (checkpoints / _RAY_FOLDER).rename(checkpoints / f"{_RAY_FOLDER}.old")
     shutil.rmtree(rubbish, ignore_errors=True)
     return Fitted(history=history, best=checkpoints / "best", last=checkpoints / "last")
 
 
-def check(config: Config, scale: Scale) -> tuple[ray.train.ScalingConfig, models.Tensors]:
+def _keep(checkpoint: ray.train.Checkpoint, folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    checkpoint.to_directory(folder)
+
+
+def check(config: Config, scale: Scale, outdir: Path) -> tuple[ray.train.ScalingConfig, models.Tensors | None]:
     """What :func:`fit` needs before it can start, to be asked for before hours go into decoding.
 
     Returns
     -------
     ScalingConfig, dict of tensors
-        The resources of the workers, and the network's initial weights.
+        The resources of the workers, and the network's initial weights; None where a checkpoint in ``outdir`` has
+        better ones.
 
     Raises
     ------
@@ -146,7 +153,8 @@ def check(config: Config, scale: Scale) -> tuple[ray.train.ScalingConfig, models
     if config.sample.batch_size % scale.num_workers:
         expected = f"a multiple of --num-workers {scale.num_workers}"
         raise ConfigError("--batch-size", expected, str(config.sample.batch_size), "Change either.")
-    return plan(scale), models.build(config.model, config.classes, config.seed).state_dict()
+    begun = bool(read_history(outdir))
+    return plan(scale), None if begun else models.build(config.model, config.classes, config.seed).state_dict()
 
 
 def plan(scale: Scale) -> ray.train.ScalingConfig:
@@ -178,7 +186,7 @@ def plan(scale: Scale) -> ray.train.ScalingConfig:
             "the Ray cluster",
             f"{wanted} and one left to read with",
             f"{cpus:g} CPUs",
-            "Use fewer --num-workers or --cpus-per-worker.",
+            "Use fewer --num-workers or --cpus-per-worker, or begin Ray with more: ray start --head --num-cpus 2.",
         )
     return ray.train.ScalingConfig(
         num_workers=scale.num_workers,
@@ -215,18 +223,21 @@ def read_history(outdir: Path) -> History:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
 
-class _HistoryFile(UserCallback):  # type: ignore[misc]
-    """Keeps history.jsonl complete on the driver's node, without the epochs that a restart computes again."""
+def write_history(outdir: Path, history: History) -> None:
+    """Replace history.jsonl by these records."""
+    partial = outdir / "history.partial"
+    partial.write_text("".join(json.dumps(record) + "\n" for record in history), encoding="utf-8")
+    partial.replace(outdir / "history.jsonl")
+
+
+class _HistoryFile(ray.train.UserCallback):  # type: ignore[misc]
+    """Writes history.jsonl on the driver's node after every epoch."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
-        record = {name: value for name, value in metrics[0].items() if name != "score"}
-        kept = [r for r in read_history(self.path.parent) if r["epoch"] < record["epoch"]]
-        partial = self.path.with_suffix(".partial")
-        partial.write_text("".join(json.dumps(r) + "\n" for r in [*kept, record]), encoding="utf-8")
-        partial.replace(self.path)
+        write_history(self.path.parent, metrics[0]["history"])
 
 
 class _Board:
@@ -330,7 +341,8 @@ def _start(loop: dict[str, Any], config: Config, train: Shard) -> tuple[_Run, Hi
     context = ray.train.get_context()
     device = ray.train.torch.get_device()
     blank = models.build(replace(config.model, pretrained=False, weights=None), config.classes, config.seed)
-    blank.load_state_dict(ray.get(loop["state"]))
+    if loop["state"] is not None:
+        blank.load_state_dict(ray.get(loop["state"]))
     net = blank.to(device)
     optimizer = create_optimizer_v2(net, opt="adamw", lr=config.train.lr, weight_decay=config.train.weight_decay)
     history: History = []
@@ -361,7 +373,9 @@ def _start(loop: dict[str, Any], config: Config, train: Shard) -> tuple[_Run, Hi
 def _set_threads() -> None:
     """Share the node's cores among the workers on it; Ray would give each a single thread."""
     local = ray.train.get_context().get_local_world_size()
-    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local))
+    # A container may have fewer cores than the machine; macOS has no affinity.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    torch.set_num_threads(max(1, cores // local))
 
 
 def _lr(config: Config, step: int, steps: int) -> float:
@@ -503,7 +517,7 @@ def _record(
 def _report(run: _Run, loop: dict[str, Any], history: History) -> None:
     """Hand the epoch to Ray Train, with a checkpoint written by rank 0."""
     record = history[-1]
-    metrics = {**record, "score": _score(record, run.config.train.monitor)}
+    metrics = {"epoch": record["epoch"], "score": _score(record, run.config.train.monitor), "history": history}
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = None
         if run.rank == 0:

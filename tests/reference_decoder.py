@@ -21,7 +21,7 @@ def decoded(dataset: pydicom.Dataset) -> np.ndarray[Any, Any]:
             uid.JPEG2000: imagecodecs.jpeg2k_decode,
             uid.JPEGLosslessSV1: imagecodecs.ljpeg_decode,
             uid.JPEGLSLossless: imagecodecs.jpegls_decode,
-            uid.HTJ2KLossless: imagecodecs.htj2k_decode,
+            uid.HTJ2KLossless: lambda frame: imagecodecs.htj2k_decode(frame),  # noqa: PLW0108  not there for Python 3.10
         }
         codec = codecs.get(dataset.file_meta.TransferSyntaxUID)
         return np.asarray(codec(frame)) if codec else dataset.pixel_array

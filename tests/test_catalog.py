@@ -137,6 +137,26 @@ def test_a_bom_and_any_order_of_columns_and_rows_change_nothing(copy: Path) -> N
     assert build(copy).rows.equals(before)
 
 
+def test_a_suffix_in_capitals_is_the_same_file(copy: Path) -> None:
+    before = build(copy).rows
+    first = copy / "train_images" / before["path"][0]
+    first.rename(first.with_suffix(".DCM"))
+    after = build(copy)
+    assert after.findings == ()
+    assert list(after.rows["image_id"]) == list(before["image_id"])
+
+
+def test_dangling_links_have_no_file_and_links_to_folders_are_not_followed(copy: Path) -> None:
+    before = build(copy).rows
+    first = copy / "train_images" / before["path"][0]
+    first.unlink()
+    first.symlink_to(copy / "gone.dcm")
+    (first.parent / "round").symlink_to(copy / "train_images")
+    after = build(copy)
+    assert [f.reason for f in after.findings] == ["the row has no file"]
+    assert len(after.rows) == len(before) - 1
+
+
 def test_ids_that_climb_out_of_the_root_find_no_file(copy: Path) -> None:
     with (copy / "train.csv").open("a", encoding="utf-8") as csv:
         csv.write("1,../../etc,passwd,L,CC,,0,0,0,,0,A,49,False\n")

@@ -93,9 +93,17 @@ def test_synth_says_how_to_train_on_what_it_wrote(tmp_path: Path, capsys: pytest
     assert f"--csv {tmp_path / 'set' / 'train.csv'} --dicom-root" in capsys.readouterr().out
 
 
-def test_the_same_seed_gives_the_same_split_on_the_command_line(rsna: SynthSummary) -> None:
-    done = program(
-        "train", "--csv", str(rsna.csv), "--dicom-root", str(rsna.root), "--outdir", "/proc/none", "--no-pretrained"
-    )
+def test_a_folder_that_cannot_be_written_ends_with_status_2(rsna: SynthSummary) -> None:
+    words = ["--csv", str(rsna.csv), "--dicom-root", str(rsna.root), "--outdir", "/proc/none", "--no-pretrained"]
+    done = program("train", *words)
     assert done.returncode == 2
     assert "--outdir" in done.stderr
+
+
+def test_a_config_that_is_a_folder_and_a_csv_below_a_file_are_errors(rsna: SynthSummary, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    needed = ["--dicom-root", str(rsna.root), "--outdir", str(tmp_path / "o")]
+    for words in (["--csv", str(rsna.csv), "--config", "."], ["--csv", str(tmp_path / "file" / "x.csv")]):
+        done = program("train", *needed, *words)
+        assert done.returncode == 2, done.stderr
+        assert done.stderr.startswith("error: ")

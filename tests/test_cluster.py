@@ -163,6 +163,14 @@ def test_an_address_that_does_not_answer_is_an_error_at_once(address: str) -> No
     assert time.monotonic() - started < 10
 
 
+def test_a_dead_ray_address_in_the_environment_is_named(rsna: SynthSummary, tmp_path: Path) -> None:
+    environment = os.environ | {"RAY_ADDRESS": f"127.0.0.1:{free_port()}"}
+    words = [str(BIN / "mammoray"), "train", *flags(rsna, tmp_path)]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert "RAY_ADDRESS 127.0.0.1" in done.stderr
+
+
 def test_the_command_line_says_so_too(rsna: SynthSummary, tmp_path: Path) -> None:
     words = ["train", *flags(rsna, tmp_path), "--address", f"127.0.0.1:{free_port()}"]
     done = subprocess.run([str(BIN / "mammoray"), *words], capture_output=True, text=True, timeout=100, check=False)

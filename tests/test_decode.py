@@ -1,3 +1,4 @@
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ SYNTAXES = [
     uid.RLELossless,
     uid.ExplicitVRLittleEndian,
     uid.ImplicitVRLittleEndian,
+    *({uid.HTJ2KLossless} & set(machines.CODECS)),
 ]
 WINDOWS: dict[str, Callable[[int], Window | None]] = {
     "none": lambda bits: None,
@@ -176,6 +178,11 @@ SPOILED: dict[str, tuple[Callable[[], bytes], str]] = {
         lambda: machines.make_dicom(picture(16), Encoding(bits_stored=16), attributes={"BitsStored": 12}),
         r"below 2\*\*12",
     ),
+    "blind window": (
+        lambda: machines.make_dicom(picture(12), Encoding(window=Window(centers=(60000.0,), widths=(10.0,)))),
+        "one grey everywhere",
+    ),
+    "aspect": (lambda: machines.make_dicom(picture(12), attributes={"PixelAspectRatio": ["2", "1"]}), "2:1"),
     "window": (lambda: machines.make_dicom(picture(12), attributes={"WindowWidth": 0.0}), "VOI"),
 }
 
@@ -216,6 +223,78 @@ def test_errors_carry_no_identity() -> None:
         decode(content, PLAIN, name="1.dcm")
     assert "Doe" not in str(caught.value)
     assert "1970" not in str(caught.value)
+
+
+NAME = b"DOE^JANE"
+
+
+@pytest.mark.parametrize(
+    "keyword",
+    [
+        "Rows", "Columns", "BitsAllocated", "BitsStored", "PixelRepresentation", "SamplesPerPixel", "NumberOfFrames",
+        "PhotometricInterpretation", "PixelPaddingValue", "RescaleSlope", "RescaleIntercept", "WindowCenter",
+        "WindowWidth", "VOILUTFunction", "PixelAspectRatio",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("value", [NAME, b"", NAME[:5]])
+def test_damage_in_any_element_is_an_error_of_this_file_and_quotes_nothing(
+    keyword: str, value: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A name that slipped into another element must reach no error, whatever pydicom says about it."""
+    content = with_raw_value(keyword, value)
+    caplog.clear()
+    said = ""
+    try:
+        decode(content, PLAIN)
+    except DecodeError as error:
+        said = "".join(traceback.format_exception(error.__cause__ or error))
+    assert "DOE" not in said + caplog.text
+    assert said or keyword not in ("Rows", "Columns", "BitsStored", "PhotometricInterpretation")
+
+
+def with_raw_value(keyword: str, value: bytes) -> bytes:
+    """A file in which an element holds these very bytes, whatever its VR wants."""
+    from pydicom.dataelem import RawDataElement
+    from pydicom.tag import Tag
+
+    raw = machines.make_dicom(picture(12), Encoding(transfer_syntax=uid.ExplicitVRLittleEndian))
+    dataset = pydicom.dcmread(pydicom.filebase.DicomBytesIO(raw))
+    tag = Tag(keyword)
+    vr = pydicom.datadict.dictionary_VR(tag).split(" ")[0]
+    dataset._dict[tag] = RawDataElement(tag, vr, len(value), value, 0, False, True)
+    buffer = pydicom.filebase.DicomBytesIO()
+    pydicom.dcmwrite(buffer, dataset)
+    return bytes(buffer.getvalue())
+
+
+def test_zeros_after_the_end_marker_are_no_truncation() -> None:
+    encoding = Encoding(transfer_syntax=uid.JPEGLosslessSV1)
+    dataset = pydicom.dcmread(pydicom.filebase.DicomBytesIO(machines.make_dicom(picture(12), encoding)))
+    frame = pydicom.encaps.get_frame(dataset.PixelData, 0, number_of_frames=1)
+    dataset.PixelData = pydicom.encaps.encapsulate([frame + bytes(40)])
+    buffer = pydicom.filebase.DicomBytesIO()
+    pydicom.dcmwrite(buffer, dataset)
+    assert np.array_equal(
+        decode(buffer.getvalue(), PLAIN).pixels, decode(machines.make_dicom(picture(12)), PLAIN).pixels
+    )
+
+
+def test_a_negative_rescale_slope_keeps_its_polarity_in_every_window() -> None:
+    attributes = {"RescaleSlope": -1, "RescaleIntercept": 4095}
+    content = machines.make_dicom(picture(12), Encoding(window=None), attributes=attributes)
+    for window in ("voi", "percentile", "none"):
+        shown = decode(content, replace(PLAIN, window=window)).pixels
+        assert np.corrcoef(shown.ravel(), picture(12).ravel())[0, 1] < -0.9, window
+
+
+def test_percentiles_are_of_the_breast_and_not_of_the_background() -> None:
+    noise = np.random.default_rng(0).integers(0, 30, (400, 300))
+    y, x = np.mgrid[0:400, 0:300]
+    stored = np.where((y - 200) ** 2 / 150**2 + x**2 / 180**2 < 1, 2500 - 5 * x, noise).astype(np.uint16)
+    config = DecodeConfig(height=400, width=300, crop="none", orient="none", window="percentile")
+    shown = decode(machines.make_dicom(stored), config).pixels
+    assert shown[200, 165] < 30, "the darkest tissue is black"
+    assert shown[200, 5] > 240
 
 
 def test_every_encoding_of_the_synthetic_sets_decodes_to_a_breast_with_the_chest_wall_at_the_left(

@@ -9,7 +9,7 @@ from mammoray import config as configs
 from mammoray import model as models
 from mammoray import pipeline, split, train
 from mammoray.config import Scale, TrainConfig, replace
-from mammoray.errors import IngestError, MammorayError, ModelError, RunFolderError, SplitError
+from mammoray.errors import ConfigError, IngestError, MammorayError, ModelError, RunFolderError, SplitError
 from mammoray.synth import SynthSummary
 from tests.conftest import SMALL, FinishedRun
 
@@ -81,9 +81,29 @@ class TestRunFolder:
 
     def test_the_same_command_again_only_reads(self, finished_run: FinishedRun, rsna: SynthSummary) -> None:
         outdir = finished_run.source.outdir
-        before = {p: p.stat().st_mtime_ns for p in outdir.rglob("*") if p.is_file()}
+        before = {p: p.read_bytes() for p in outdir.rglob("*") if p.is_file()}
         assert run(rsna, outdir, workers=2) == json.loads((outdir / "metrics.json").read_text())
-        assert {p: p.stat().st_mtime_ns for p in outdir.rglob("*") if p.is_file()} == before
+        assert {p: p.read_bytes() for p in outdir.rglob("*") if p.is_file()} == before
+
+    def test_a_deleted_report_is_written_again(self, finished_run: FinishedRun, rsna: SynthSummary) -> None:
+        page = finished_run.source.outdir / "report.html"
+        before = page.read_bytes()
+        page.unlink()
+        run(rsna, finished_run.source.outdir)
+        assert page.read_bytes() == before
+
+    def test_other_files_under_the_same_names_are_another_run(
+        self, finished_run: FinishedRun, rsna: SynthSummary, tmp_path: Path
+    ) -> None:
+        copy = Path(shutil.copytree(rsna.root, tmp_path / "copy"))
+        with pytest.raises(RunFolderError, match="other files"):
+            run(replace(rsna, root=copy), finished_run.source.outdir)
+
+    def test_a_damaged_marker_is_an_error(self, rsna: SynthSummary, tmp_path: Path) -> None:
+        for text in ("[]", "{", "{}"):
+            (tmp_path / "run.json").write_text(text)
+            with pytest.raises(RunFolderError, match="damaged"):
+                run(rsna, tmp_path)
 
     def test_a_folder_of_another_run_is_refused(self, finished_run: FinishedRun, rsna: SynthSummary) -> None:
         other = replace(SMALL, train=TrainConfig(epochs=3))
@@ -166,6 +186,8 @@ class TestBadInput:
         with pytest.raises(ModelError, match="--no-pretrained"):
             run(copy, tmp_path / "run", replace(SMALL, model=replace(SMALL.model, pretrained=True)))
         assert not (tmp_path / "mammoray-cache").exists()
+        # The remedy is another setting, and so another run: it must not be refused the folder.
+        run(copy, tmp_path / "run", replace(SMALL, train=replace(SMALL.train, epochs=1)))
 
     def test_a_missing_csv_is_an_error(self, copy: SynthSummary, tmp_path: Path) -> None:
         with pytest.raises(MammorayError, match="--csv"):
@@ -182,3 +204,20 @@ def test_crossval_tests_every_patient_once(irma: SynthSummary, tmp_path: Path) -
     assert metrics["folds"]["test"]["image"]["n"] == len(rows)
     digests = {json.loads((tmp_path / "cv" / f"fold-{k}" / "run.json").read_text())["split_digest"] for k in range(3)}
     assert len(digests) == 3
+
+
+class TestCrossvalRefuses:
+    def source(self, data: SynthSummary, outdir: Path) -> pipeline.Source:
+        return pipeline.Source(csv=data.csv, dicom_root=data.root, outdir=outdir)
+
+    def test_a_single_split_or_fold(self, irma: SynthSummary, tmp_path: Path) -> None:
+        for setting in ({"fold": 1}, {"split_file": tmp_path / "split.csv"}):
+            config = replace(SMALL, split=replace(SMALL.split, **setting))
+            with pytest.raises(ConfigError, match=r"--fold|--split-file"):
+                pipeline.crossval(self.source(irma, tmp_path / "cv"), config, Scale(), lambda line: None)
+
+    def test_the_folder_of_a_run(self, irma: SynthSummary, finished_run: FinishedRun) -> None:
+        before = (finished_run.source.outdir / "metrics.json").read_bytes()
+        with pytest.raises(RunFolderError, match=r"audit\.csv"):
+            pipeline.crossval(self.source(irma, finished_run.source.outdir), SMALL, Scale(), lambda line: None)
+        assert (finished_run.source.outdir / "metrics.json").read_bytes() == before

@@ -1,6 +1,5 @@
 import itertools
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -113,8 +112,10 @@ def test_a_kill_after_the_last_epoch_loses_nothing(
         with pytest.raises(KeyboardInterrupt):
             fit(prepared, tmp_path, config)
     before = train.read_history(tmp_path)
+    # The checkpoint is written before history.jsonl, and a kill can come between the two.
+    train.write_history(tmp_path, before[:-1])
     fitted = fit(prepared, tmp_path, config)
-    assert fitted.history == before
+    assert fitted.history == train.read_history(tmp_path) == before
     assert models.load_card(fitted.best).epoch == models.load_card(fitted.last).epoch == 1
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["best", "last"]
 
@@ -257,7 +258,6 @@ def test_a_killed_driver_resumes_to_the_curve_it_would_have_had(
     process.wait()
     before = len(train.read_history(run.outdir))
     assert 2 <= before < 5
-    shutil.copytree(run.outdir, tmp_path / "seen")
     assert curve(run.finish(run.start())) == expected
 
 
