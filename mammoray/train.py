@@ -115,7 +115,7 @@ def fit(rows: pd.DataFrame, split_digest: str, config: Config, scale: Scale, out
         try:
             result = trainer.fit()
         except ray.train.WorkerGroupError as error:
-            raise _reason(error) from error
+            raise _reason(error, say) from error
     # The newest checkpoint knows all epochs; a kill just before history.jsonl is written can cost that file one.
     _keep(result.checkpoint, checkpoints / "last")
     history = models.load_state(checkpoints / "last")["history"]
@@ -276,19 +276,16 @@ def _speaking(board: Any, say: Say) -> Iterator[None]:
         drain()
 
 
-def _reason(error: ray.train.WorkerGroupError) -> MammorayError:
+def _reason(error: ray.train.WorkerGroupError, say: Say) -> MammorayError:
     for failure in error.worker_failures.values():
         cause = getattr(failure, "cause", None) or failure
         if isinstance(cause, MammorayError):
             return cause
     first = next(iter(error.worker_failures.values()), error)
+    say(str(error))
     lines = str(first).strip().splitlines() or [type(first).__name__]
-    return TrainError(
-        "the training workers",
-        "to finish",
-        lines[-1][:300],
-        "See the worker's log above; run the same command to go on.",
-    )
+    remedy = "The worker's traceback stands above; the same command goes on from the last checkpoint."
+    return TrainError("the training workers", "to finish", lines[-1][:300], remedy)
 
 
 # Inside a worker
