@@ -1,4 +1,3 @@
-import itertools
 import os
 import signal
 import subprocess
@@ -13,7 +12,7 @@ import pytest
 
 from mammoray import evaluate, predict, train
 from mammoray import model as models
-from mammoray.config import Config, Scale, TrainConfig, replace
+from mammoray.config import Config, Scale, replace
 from mammoray.errors import ClusterError, ConfigError, TrainError
 from mammoray.synth import SynthSummary
 from tests.conftest import SMALL, FinishedRun, Prepared
@@ -150,23 +149,6 @@ class TestPlan:
 def test_a_batch_that_the_workers_cannot_share_is_an_error(prepared: Prepared, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--batch-size"):
         fit(prepared, tmp_path, workers=5)
-
-
-def test_collect_refuses_rows_that_are_missing_or_double() -> None:
-    logits = np.zeros((2, 4), dtype=np.float32)
-    good = [(np.array([0, 2]), logits), (np.array([1]), logits[:1])]
-    assert train.collect(good, 3, 4).shape == (3, 4)
-    for rows, parts in ((4, good), (3, [*good, (np.array([1]), logits[:1])])):
-        with pytest.raises(TrainError, match="once"):
-            train.collect(parts, rows, 4)
-
-
-def test_the_learning_rate_warms_up_and_falls_to_zero() -> None:
-    config = Config(train=TrainConfig(epochs=10, lr=1.0, warmup_epochs=2.0))
-    rates = [train._lr(config, step, 5) for step in range(50)]
-    assert rates[:10] == pytest.approx(np.arange(1, 11) / 10)
-    assert all(a >= b for a, b in itertools.pairwise(rates[9:]))
-    assert rates[-1] < 0.01
 
 
 def test_the_best_epoch_is_the_first_of_the_highest_and_never_the_untrained_one() -> None:
