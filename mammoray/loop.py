@@ -103,6 +103,10 @@ def _start(loop: dict[str, Any], config: Config, train: Shard) -> tuple[_Run, Hi
         with checkpoint.as_directory() as folder:
             net.load_state_dict(models.load_weights(Path(folder)))
             history = models.load_optimizer(Path(folder), optimizer)["history"]
+    elif loop["state"] is None:
+        raise TrainError(
+            "checkpoints/", "a checkpoint of the epochs in history.jsonl", "none", "Choose another --outdir."
+        )
     targets = train.table["target"].to_numpy()
     weights = (
         models.balanced_weights(targets, len(config.class_names)).to(device) if config.train.class_weights else None
@@ -305,6 +309,8 @@ def score(record: dict[str, Any], monitor: str) -> float:
     """Higher is better; unequal for unequal epochs, because Ray keeps one checkpoint of the highest score."""
     value: float | None = record[f"val_{monitor}"]
     epoch: int = record["epoch"]
-    if value is None or epoch == 0:
+    if epoch == 0:
+        return -2e9
+    if value is None:
         return -1e9 - epoch
     return (-value if monitor == "loss" else value) - 1e-9 * epoch

@@ -237,8 +237,9 @@ def _speaking(board: Any, say: Say) -> Iterator[None]:
             drain()
 
     def drain() -> None:
-        for message in ray.get(board.take.remote()):
-            say(message)
+        with contextlib.suppress(ray.exceptions.RayActorError):  # Lost with its node; only words are lost with it.
+            for message in ray.get(board.take.remote()):
+                say(message)
 
     thread = threading.Thread(target=speak, daemon=True)
     thread.start()

@@ -119,6 +119,12 @@ def test_a_kill_after_the_last_epoch_loses_nothing(
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["best", "last"]
 
 
+def test_a_history_without_its_checkpoint_is_an_error_and_not_a_new_start(prepared: Prepared, tmp_path: Path) -> None:
+    train.write_history(tmp_path, [{"epoch": 0}])
+    with pytest.raises(TrainError, match="a checkpoint of the epochs"):
+        fit(prepared, tmp_path, replace(SMALL, train=replace(SMALL.train, max_failures=0)))
+
+
 def test_batch_norm_statistics_are_those_of_the_checkpoint_on_every_worker(prepared: Prepared, tmp_path: Path) -> None:
     config = replace(SMALL, model=replace(SMALL.model, arch="test_resnet"), train=replace(SMALL.train, epochs=1))
     fitted = fit(prepared, tmp_path, config, workers=2)
@@ -155,6 +161,7 @@ def test_the_best_epoch_is_the_first_of_the_highest_and_never_the_untrained_one(
     history = [{"epoch": e, "val_kappa": k, "val_loss": 1.0 - e} for e, k in enumerate([0.9, None, 0.3, 0.5, 0.5])]
     assert train.best_epoch(history, "kappa") == 3
     assert train.best_epoch(history, "loss") == 4
+    assert train.best_epoch([{"epoch": e, "val_auc": None} for e in range(3)], "auc") == 1
 
 
 # Real kills
