@@ -53,7 +53,7 @@ def connect(address: str | None) -> Iterator[None]:
     try:
         ray.init(address=address, **options)
     except (ConnectionError, TimeoutError, RuntimeError, ValueError) as error:
-        reason = str(error).strip().split("\n")[0][:300]
+        reason = str(error).strip().split("\n")[0][:300].rstrip(".")
         raise ClusterError(
             f"{source} {address}",
             "a running Ray cluster",
