@@ -215,9 +215,10 @@ def _skin_level(grey: Grey) -> int | None:
     middle, upper = np.searchsorted(np.cumsum(air), np.array([0.5, 0.95]) * air.sum())
     tissue = float(histogram[top:] @ _LEVELS[top:] / max(histogram[top:].sum(), 1))
     skin = int(middle + 1.3 * (upper - middle) + max(1.0, 0.015 * (tissue - middle)))
-    # Where tissue fills the image, its dark end is taken for air; but that is a slope and no peak.
+    # Where tissue fills the image, its fat is taken for air; but that is a slope rather than a peak, and uneven.
+    # Films and detectors: at least 6 times as high as what follows, spread over at most 0.08 of the way to tissue.
     peak = np.convolve(histogram, np.ones(5), "same")[: skin + 1].max()
-    is_peak = peak > 2 * histogram[skin + 1 : skin + 6].sum() and upper - middle < 0.25 * (tissue - middle)
+    is_peak = peak > 4 * histogram[skin + 1 : skin + 6].sum() and upper - middle < 0.1 * (tissue - middle)
     return skin if is_peak else None
 
 

@@ -247,6 +247,17 @@ def test_a_breast_that_fills_the_image_is_kept_whole() -> None:
     assert not mask[:15, :15].any()
 
 
+def test_a_magnified_part_of_a_breast_is_kept_whole() -> None:
+    kept = []
+    for seed in range(6):
+        for density in "ABCD":
+            part = phantom(density, seed=seed).image[70:180, :60]
+            mask = breast_mask(cv2.resize(part, SHAPE[::-1]) * 3000, False)
+            kept.append(mask.mean())
+    # Between fat and gland there may be as clear a step as between air and skin.
+    assert np.mean(np.array(kept) > 0.9) > 0.9
+
+
 def test_an_image_without_a_breast_is_kept_whole() -> None:
     dot = np.zeros(SHAPE)
     dot[100:103, 50:53] = 3000
