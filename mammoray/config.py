@@ -85,14 +85,18 @@ class DecodeConfig:
     """Rows of the decoded image, in pixels."""
     width: int = 384
     """Columns of the decoded image, in pixels."""
+    frame: Literal["only", "first"] = "only"
+    """only: a file with several frames is an error. first: its first frame is taken."""
     window: Literal["voi", "percentile", "none"] = "voi"
-    """Grey scale. voi: the header's first VOI window or LUT (full range where it has none). percentile: the 1st to
-    99.5th percentile of the non-background pixels. none: the whole range of the stored bits."""
+    """Grey scale. voi: the header's first VOI LUT or window (full range where it has none). percentile: the 1st to
+    99.5th percentile of the breast's pixels. none: the whole range of the stored bits, linear."""
     crop: Literal["breast", "none"] = "breast"
-    """breast: cut to the bounding box of the largest bright region, without labels and background. none: whole
-    image."""
-    orient: Literal["left", "none"] = "left"
-    """left: mirror images whose breast enters from the right, so that the chest wall is always at the left."""
+    """breast: cut to the bounding box of the largest bright region. none: whole image."""
+    background: Literal["black", "keep"] = "black"
+    """With --crop breast: make all that is not breast black, labels and markers inside the box too, or keep it."""
+    orient: Literal["content", "laterality", "none"] = "content"
+    """Mirror images so that the chest wall is at the left. content: where the breast is tallest at the right.
+    laterality: where the header says R. none: never."""
     resize: Literal["pad", "stretch"] = "pad"
     """pad: keep the aspect ratio and fill with black. stretch: fill the frame, as many older pipelines do."""
     depth: Literal[8, 16] = 8
