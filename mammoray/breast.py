@@ -229,11 +229,8 @@ def _thickest_piece(foreground: Grey) -> Mask:
     core = _core(_binary(half > 100))
     outline = foreground & _enlarged(cv2.dilate(core, _square(_REACH / 2, foreground)), foreground)
     filled = _enlarged(cv2.morphologyEx(core, cv2.MORPH_CLOSE, _square(_NOTCH, core)), foreground)
-    rough = _square(_ROUGH, foreground)
-    piece = cv2.morphologyEx(outline | filled, cv2.MORPH_CLOSE, rough)
-    contours, _ = cv2.findContours(
-        _binary(cv2.blur(piece, rough.shape) > 110), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE
-    )
+    smooth = _binary(cv2.blur(outline | filled, _square(_ROUGH, foreground).shape) > 110)
+    contours, _ = cv2.findContours(smooth, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     mask = np.zeros((height, width), np.uint8)
     if contours:
         cv2.drawContours(mask, [max(contours, key=cv2.contourArea)], -1, 1, cv2.FILLED)

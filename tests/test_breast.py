@@ -87,7 +87,7 @@ def test_the_breast_is_found_on_film(name: str) -> None:
     # Less is asked here: these tone curves draw some of the fat darker than the film around the breast.
     measures = [measured(FILM[name], density, seed) for seed in range(2) for density in "ABCD"]
     assert np.mean([covered for covered, _ in measures]) > 0.95
-    assert np.mean([met for _, met in measures]) > 0.92
+    assert np.mean([met for _, met in measures]) > 0.90
 
 
 def measured(machine: Machine, density: str, seed: int) -> tuple[float, float]:
