@@ -128,7 +128,7 @@ def _decode(head: Header, config: DecodeConfig) -> Decoded:
     view = _View.find(head, pyramid, config)
     table, padding_shows = grey.blacken_padding(grey.table(head, config.window, view.tissue), head)
     size = _size(view.box, config)
-    r = _level(view.box, size)
+    r = _level(view.box, size, config.detail)
     level = pyramid.level(r)
     image = resample(level, r, table, head.lowest, view.box, size)
     if image.min() == image.max():
@@ -180,15 +180,27 @@ class _View:
         if config.crop == "none" and config.orient != "content" and config.window != "percentile":
             return _View(whole, mirrored, 0, None, None)
         if config.crop == "none":
-            pyramid.level(_level(whole, _size(whole, config)))  # The thumbnail then needs no decode of its own.
+            pyramid.level(
+                _level(whole, _size(whole, config), config.detail)
+            )  # The thumbnail then needs no decode of its own.
         r = max(0, (max(head.rows, head.columns) // _THUMBNAIL).bit_length() - 1)
         thumbnail = pyramid.level(r)
-        mask = breast.breast_mask(thumbnail.astype(np.float32), head.inverted)
+        mask = breast.breast_mask(_level_padding(thumbnail, head), head.inverted)
         if config.orient == "content":
             # The breast is tallest at the chest wall, whatever the header says about its side.
             mirrored = breast.chest_wall_at_right(mask)
         box = whole if config.crop == "none" else _stored_box(breast.bounding_box(mask), r, head)
         return _View(box, mirrored, r, thumbnail, mask)
+
+
+def _level_padding(thumbnail: npt.NDArray[Any], head: Header) -> npt.NDArray[np.float32]:
+    """The thumbnail with padding at its darkest other value, so that no range or threshold is drawn to it."""
+    values = thumbnail.astype(np.float32)
+    low, high = head.padding or (1, 0)
+    is_padding = (thumbnail >= low) & (thumbnail <= high)
+    if is_padding.any() and not is_padding.all():
+        values[is_padding] = values[~is_padding].max() if head.inverted else values[~is_padding].min()
+    return values
 
 
 def _stored_box(box: tuple[int, int, int, int], r: int, head: Header) -> tuple[int, int, int, int]:
@@ -218,10 +230,10 @@ def _size(box: tuple[int, int, int, int], config: DecodeConfig) -> tuple[int, in
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
-def _level(box: tuple[int, int, int, int], size: tuple[int, int]) -> int:
-    """The deepest level at which the box still has as many samples as the output has pixels."""
+def _level(box: tuple[int, int, int, int], size: tuple[int, int], detail: float) -> int:
+    """The deepest level at which the box still has ``detail`` samples per output pixel, along either side."""
     ratio = min((box[2] - box[0]) / size[0], (box[3] - box[1]) / size[1])
-    return max(0, int(ratio).bit_length() - 1)
+    return max(0, int(ratio / detail).bit_length() - 1)
 
 
 def _near_padding(level: npt.NDArray[Any], head: Header) -> Mask:
