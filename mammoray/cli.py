@@ -16,7 +16,7 @@ import tyro
 
 from mammoray import __version__
 from mammoray import config as configs
-from mammoray.config import Config, Scale, SynthConfig
+from mammoray.config import Config, DecodeConfig, IngestConfig, Scale, SynthConfig
 from mammoray.errors import MammorayError
 
 NOTICE = "Research software, not a medical device: not for diagnosis."
@@ -45,6 +45,28 @@ class CrossvalArgs(TrainArgs):
     The output folder gets a run's folder per fold (fold-0, fold-1, ...), and metrics.json and predictions.parquet of
     all.
     """
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PrepareArgs:
+    """Decode all images of a data set into the cache, where a training with the same settings finds them.
+
+    The output folder gets failures.csv, a row per file that cannot be decoded, and prepare.json, a summary.
+    """
+
+    csv: Path
+    """The table of labels: train.csv (RSNA layout) or classificacao.csv (IRMA layout). Rows without one count too."""
+    dicom_root: Path
+    """The folder with train_images/<patient_id>/<image_id>.dcm or archive/<AccessionNumber>/*.dcm."""
+    outdir: Path
+    """A folder for the two files; the cache is beside it, unless --cache says otherwise."""
+    config: Path | None = None
+    """A TOML file of settings, such as config.toml of a run; flags go before it."""
+    decode: DecodeConfig = field(default_factory=DecodeConfig)
+    ingest: IngestConfig = field(default_factory=IngestConfig)
+    address: str | None = None
+    """A Ray cluster: auto, HOST:PORT or ray://HOST:PORT. Default: the cluster of the job this runs in, or one begun on
+    this machine by 'ray start', else a new local one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,6 +114,18 @@ def _crossval(args: CrossvalArgs) -> None:
     say(NOTICE)
 
 
+def _prepare(args: PrepareArgs) -> None:
+    from mammoray import cluster, prepare
+
+    paths = (args.csv.absolute(), args.dicom_root.absolute(), args.outdir.absolute())
+    config = Config(decode=args.decode, ingest=args.ingest)
+    facts = cluster.run_there(args.address, prepare.run, *paths, config, args.address, say)
+    say(
+        f"{facts['decoded']} of {facts['images']} images are in {facts['cache']}, {facts['failed']} failed: "
+        f"{args.outdir.absolute() / prepare.FILES[0]}"
+    )
+
+
 def _synth(args: SynthArgs) -> None:
     from mammoray import synth
 
@@ -117,6 +151,7 @@ VERBS: dict[str, tuple[type[Any], Callable[[Any], None], str]] = {
     "train": (TrainArgs, _train, "from a CSV and DICOMs to a trained, evaluated model"),
     "train-density": (TrainArgs, _train, "the same as train"),
     "crossval": (CrossvalArgs, _crossval, "train and test on each part of the patients in turn"),
+    "prepare": (PrepareArgs, _prepare, "decode all images into the cache, and nothing else"),
     "synth": (SynthArgs, _synth, "write synthetic mammograms to try everything on"),
     "report": (ReportArgs, _report, "write the HTML report of a run again"),
 }
@@ -134,17 +169,17 @@ def _usage() -> str:
 def parse(verb: str, argv: list[str]) -> Any:
     """Arguments of a verb: flags before the file of ``--config`` before defaults."""
     kind = VERBS[verb][0]
-    default = None
-    if issubclass(kind, TrainArgs) and (file := _config_file(argv)) is not None:
-        default = kind(
-            csv=tyro.MISSING,
-            dicom_root=tyro.MISSING,
-            outdir=tyro.MISSING,
-            config=file,
-            settings=configs.load_toml(file),
-        )
-    options: dict[str, Any] = {} if default is None else {"default": default}
+    options: dict[str, Any] = {}
+    if issubclass(kind, TrainArgs | PrepareArgs) and (file := _config_file(argv)) is not None:
+        needed = dict.fromkeys(("csv", "dicom_root", "outdir"), tyro.MISSING)
+        options["default"] = kind(**needed, config=file, **_sections(kind, configs.load_toml(file)))
     return tyro.cli(kind, prog=f"mammoray {verb}", args=argv, config=(tyro.conf.OmitArgPrefixes,), **options)
+
+
+def _sections(kind: type[Any], settings: Config) -> dict[str, Any]:
+    if issubclass(kind, PrepareArgs):
+        return {"decode": settings.decode, "ingest": settings.ingest}
+    return {"settings": settings}
 
 
 def _config_file(argv: list[str]) -> Path | None:

@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import re
 import sys
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
@@ -43,6 +44,16 @@ def _require_choices(section: Any) -> None:
             choices, value = get_args(hint), getattr(section, name)
             ok = value in choices and not isinstance(value, bool)
             _require(ok, name, f"one of {', '.join(map(repr, choices))}", value)
+
+
+def _require_no_secret(uri: str) -> None:
+    """Refuse a URI with a password or a key in it: settings are written down and shown."""
+    head, _, query = uri.partition("?")
+    user = head.partition("://")[2].partition("/")[0].rpartition("@")[0]
+    keys = [part.partition("=")[0] for part in query.split("&")] if "://" in head else []
+    if ":" in user or any(re.search("sig|secret|token|passw|credential|access_?key", key, re.I) for key in keys):
+        remedy = "Set them in the environment (such as AWS_ACCESS_KEY_ID), or give the machines a role."
+        raise ConfigError("--cache", "a URI without credentials", "some in it", remedy)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -116,16 +127,23 @@ class DecodeConfig:
 class IngestConfig:
     """The decoded cache."""
 
-    cache: Path | None = None
-    """Folder of the decoded cache, shared by all runs over the same files; on a cluster it must be on storage that all
-    nodes see. Default: mammoray-cache beside the output folder."""
+    cache: str | None = None
+    """Folder of the decoded cache, shared by all runs over the same files, or a URI of storage that pyarrow reaches
+    (s3://bucket/prefix, gs://, abfs://, hdfs://), whose credentials are those of the environment; on a cluster all
+    nodes must see it. Default: mammoray-cache beside the output folder."""
     shard_images: int = 64
     """Images per cache file and per decode task. A killed run decodes at most the shards in flight again."""
+    limit_seconds: float = 60.0
+    """Seconds that one file may take to be read and decoded; a file that takes longer is listed, and tried again by the
+    next run."""
     min_decoded: float = 0.95
     """The run stops when a smaller share of the files than this can be decoded, 0 to 1."""
 
     def __post_init__(self) -> None:
+        if self.cache is not None:
+            _require_no_secret(self.cache)
         _require(self.shard_images >= 1, "shard_images", "at least 1 image", self.shard_images)
+        _require(0 < self.limit_seconds < math.inf, "limit_seconds", "above 0", self.limit_seconds)
         _require(0 <= self.min_decoded <= 1, "min_decoded", "a share from 0 to 1", self.min_decoded)
 
 

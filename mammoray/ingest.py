@@ -1,53 +1,37 @@
-"""Rows to the decoded cache, and cached rows to ``(B, 1, H, W)`` batches, by Ray Data.
+"""Rows of a catalog to the decoded cache, by Ray Data.
 
-The cache is addressed by what its content follows from. A folder per digest of (decode settings, decoder version)
-holds Parquet shards; a row's key is the digest of the file's path, size and modification time, as make and rsync
-judge. Shards are written under another name and moved into place, so a reader never sees half of one; a killed run
-loses only those in flight, and two runs at once at worst decode a file twice. One row group per image makes a random
-read touch one image.
-
-Shapes: ``B`` batch, ``H, W`` image.
+A task takes the files of one shard, has them decoded by the child process that its worker keeps, and writes the shard
+itself: pixels go straight to storage and not through the object store, so that memory is bounded by one image a core.
+What returns to the driver is the shard's rows of the index.
 """
 
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 import time
-import uuid
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 import ray
 import ray.data
-from ray.train import DataConfig
 
-from mammoray.config import DecodeConfig, IngestConfig, digest
-from mammoray.decode import DECODER_VERSION, decode
-from mammoray.errors import DecodeError, IngestError
+from mammoray import cache
+from mammoray.config import DecodeConfig, IngestConfig
+from mammoray.errors import DecodeError, IngestError, MammorayError
+from mammoray.sandbox import Outcome, Sandbox
 
-_SCHEMA = pa.schema(
-    [
-        ("key", pa.string()),
-        ("pixels", pa.binary()),  # (H, W) row-major, little endian; null where decoding failed
-        ("transfer_syntax", pa.string()),
-        ("geometry", pa.string()),  # JSON of decode.Geometry
-        ("error", pa.string()),  # JSON list of where, expected, found, remedy
-    ]
-)
-Batch = dict[str, npt.NDArray[Any]]
-_WINDOW_BYTES = 256 * 2**20  # Pixels that a worker holds at once, and as many that it reads ahead.
-_READ_ROWS = 128  # Rows a read task loads: enough to outweigh a task's overhead of some milliseconds.
+DECODE = "mammoray.decode:decode"
+"""What the child processes call: ``(path, config, name)`` to a ``decode.Decoded``."""
+_FAILURE = ["where", "expected", "found", "remedy", "exception"]
+_TASKS_PER_CPU = 4  # At least, where there are files enough: the last task then keeps few cores waiting.
+_INDEX_SECONDS = 10.0  # A killed run leaves no more than the shards of this time to be opened one by one.
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,8 +45,8 @@ class Progress:
 
     def __str__(self) -> str:
         rate = self.done / self.seconds if self.seconds > 0 else 0.0
-        left = (self.total - self.done) / rate if rate else float("inf")
-        eta = f", {left:.0f} s left" if rate and left else ""
+        left = round((self.total - self.done) / rate) if rate else 0
+        eta = f", {timedelta(seconds=left)} left" if left else ""
         return f"decoded {self.done}/{self.total}, {rate:.1f} images/s, {self.failed} failed{eta}"
 
 
@@ -73,9 +57,10 @@ class Decoded:
     Attributes
     ----------
     rows : pandas.DataFrame
-        The catalog's rows that decoded, with ``shard`` (path of the Parquet file) and ``position`` (row in it).
+        The catalog's rows that decoded, with ``shard`` (path or URI of the Parquet file), ``position`` (row in it),
+        ``transfer_syntax``, ``geometry`` and ``seconds`` (processor time of the decoding).
     failures : pandas.DataFrame
-        The rows that did not, with ``where, expected, found, remedy``.
+        The rows that did not: ``image_id, patient_id, path`` and ``where, expected, found, remedy, exception``.
     new : int
         Files decoded now; the others were found in the cache.
     seconds : float
@@ -88,28 +73,14 @@ class Decoded:
     seconds: float
 
 
-def cache_folder(cache: Path, config: DecodeConfig) -> Path:
-    """Folder of the shards made with these settings by this version of the decoder."""
-    return cache / digest(config, DECODER_VERSION)
-
-
-def file_keys(rows: pd.DataFrame, root: Path) -> pd.Series:
-    """Cache key of each row's file, from its whole path, size in bytes and modification time."""
-    base = root.resolve()
-    triples = zip(rows["path"], rows["size"], rows["mtime_ns"], strict=True)
-    keys = [
-        hashlib.sha256(f"{base / path}\n{size}\n{mtime}".encode()).hexdigest()[:32] for path, size, mtime in triples
-    ]
-    return pd.Series(keys, index=rows.index, dtype="string")
-
-
 def prepare(
     rows: pd.DataFrame,
     root: Path,
-    cache: Path,
+    store: str,
     decode_config: DecodeConfig,
     config: IngestConfig,
     report: Callable[[Progress], None] = lambda progress: None,
+    function: str = DECODE,
 ) -> Decoded:
     """Decode what the cache lacks, in parallel over the Ray cluster, and look up all rows.
 
@@ -119,58 +90,35 @@ def prepare(
         Catalog rows: ``image_id, path, size, mtime_ns`` and more.
     root : Path
         Folder that ``path`` starts from, seen by every node.
-    cache : Path
-        Cache folder, seen by every node.
+    store : str
+        Path or URI of the cache, seen by every node.
     report : callable, optional
         Gets a :class:`Progress` after each finished task.
+    function : str, optional
+        ``module:name`` of the decoder, imported by the child processes.
 
     Raises
     ------
     IngestError
-        The cache cannot be written or read, or fewer than ``config.min_decoded`` of the files decoded.
+        The cache cannot be written or read, or the decoder cannot be started.
     """
     started = time.monotonic()
-    folder = cache_folder(cache, decode_config)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise IngestError(
-            str(cache), "a folder that can be written", type(error).__name__, "Choose another --cache."
-        ) from error
-    keyed = rows.assign(key=file_keys(rows, root))
-    index = read_index(folder)
-    missing = keyed[~keyed["key"].isin(index["key"])]
+    folder = cache.cache_folder(store, decode_config)
+    cache.make_folder(folder)
+    keyed = rows.assign(key=cache.file_keys(rows, root))
+    index = cache.read_index(folder)
+    missing = keyed[~keyed["key"].isin(index["key"].to_pandas())]
     if len(missing):
-        unread = _decode_missing(
-            missing,
-            root,
-            folder,
-            decode_config,
-            config,
-            lambda done, failed: report(
-                Progress(done=done, total=len(missing), failed=failed, seconds=time.monotonic() - started)
-            ),
+        work = functools.partial(
+            _decode_shard, root=root, folder=folder, config=decode_config, function=function, limit=config.limit_seconds
         )
-        index = read_index(folder)
-        index = pd.concat([index, unread], ignore_index=True) if len(unread) else index
-    found = keyed.merge(index, on="key", how="left", validate="many_to_one").drop(columns="key")
-    lost = found[found["shard"].isna() & found["error"].isna()]
-    if len(lost):
-        raise IngestError(
-            str(folder),
-            f"{len(rows)} decoded files",
-            f"{len(lost)} fewer, such as {lost['path'].iloc[0]}",
-            "Run again: something removed shards while this ran.",
-        )
-    failed = found["error"].notna()
-    failures = found.loc[failed, ["image_id", "patient_id", "path"]].reset_index(drop=True)
-    parts = pd.DataFrame(
-        [json.loads(e) for e in found.loc[failed, "error"]], columns=["where", "expected", "found", "remedy"]
-    )
-    good = found[~failed].drop(columns="error").reset_index(drop=True)
-    return Decoded(
-        rows=good, failures=pd.concat([failures, parts], axis=1), new=len(missing), seconds=time.monotonic() - started
-    )
+
+        def tell(done: int, failed: int) -> None:
+            report(Progress(done=done, total=len(missing), failed=failed, seconds=time.monotonic() - started))
+
+        index = _extend(index, folder, _run(missing, work, config.shard_images), tell)
+    found = keyed.merge(index.to_pandas(), on="key", how="left", validate="many_to_one")
+    return _sorted_out(found.drop(columns=["key", "bytes"]), folder, len(missing), time.monotonic() - started)
 
 
 def check_enough(decoded: Decoded, config: IngestConfig) -> None:
@@ -190,242 +138,123 @@ def check_enough(decoded: Decoded, config: IngestConfig) -> None:
             "the decoded files",
             f"at least {config.min_decoded:.0%} of {total} (--min-decoded)",
             f"{len(decoded.rows)} ({len(decoded.rows) / total:.1%}); {failed} failed: {reasons}",
-            "See audit.csv; mend the files, or lower --min-decoded.",
+            "See audit.csv or failures.csv; mend the files, or lower --min-decoded.",
         )
 
 
-def read_index(folder: Path) -> pd.DataFrame:
-    """``key, shard, position, transfer_syntax, geometry, error`` of every cached file; the first shard by name wins."""
-    tables = []
-    for shard in sorted(folder.glob("*.parquet")):
-        try:
-            table = pq.read_table(shard, columns=["key", "transfer_syntax", "geometry", "error"]).to_pandas()
-        except (pa.ArrowException, OSError) as error:
-            raise IngestError(
-                str(shard),
-                "a Parquet shard of the cache",
-                f"{type(error).__name__}",
-                "Delete this file; its images are decoded again.",
-            ) from error
-        tables.append(table.assign(shard=str(shard), position=np.arange(len(table), dtype=np.int64)))
-    columns = ["key", "transfer_syntax", "geometry", "error", "shard", "position"]
-    index = (
-        pd.concat(tables, ignore_index=True)
-        if tables
-        else pd.DataFrame(columns=columns).astype({"key": "string", "position": np.int64})
-    )
-    return index.drop_duplicates("key")
+def _extend(index: pa.Table, folder: str, parts: Iterator[pa.Table], tell: Callable[[int, int], None]) -> pa.Table:
+    """Add what the tasks return to the index, and write it down now and then."""
+    tables, done, failed, written = [index], 0, 0, time.monotonic()
+
+    def write() -> None:
+        known = pa.concat_tables(tables)
+        # What may be no fault of the file has no shard, and is tried again by the next run.
+        cache.write_index(folder, known.filter(known["shard"].is_valid()))
+
+    for part in parts:
+        tables.append(part)
+        done += len(part)
+        failed += len(part) - part["error"].null_count
+        tell(done, failed)
+        if time.monotonic() - written > _INDEX_SECONDS:
+            write()
+            written = time.monotonic()
+    write()
+    return pa.concat_tables(tables)
 
 
-def _decode_missing(
-    missing: pd.DataFrame,
-    root: Path,
-    folder: Path,
-    decode_config: DecodeConfig,
-    config: IngestConfig,
-    report: Callable[[int, int], None],
-) -> pd.DataFrame:
-    """Write shards of the missing files; returns ``key, error`` of those that the system could not read just now."""
+def _run(missing: pd.DataFrame, work: Callable[[pa.Table], pa.Table], shard_images: int) -> Iterator[pa.Table]:
+    """Rows of the index from each task, in the order in which they end."""
     cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
-    # Small sets are cut finer than a full shard, so that every core has work.
-    rows_per_task = max(1, min(config.shard_images, -(-len(missing) // (2 * cpus))))
+    # Small sets are cut finer than a full shard, so that every core has work to its end.
+    rows_per_task = max(1, min(shard_images, -(-len(missing) // (_TASKS_PER_CPU * cpus))))
     table = pa.Table.from_pandas(missing[["key", "path"]], preserve_index=False)
     blocks = [table.slice(start, rows_per_task) for start in range(0, len(table), rows_per_task)]
-    work = functools.partial(_decode_shard, root=root, folder=folder, config=decode_config)
-    results = ray.data.from_arrow(blocks).map_batches(
-        work, batch_size=None, batch_format="pyarrow", zero_copy_batch=True
-    )
-    done = failed = 0
-    unread: list[tuple[str, str]] = []
-    for batch in results.iter_batches(batch_size=None, batch_format="numpy"):
-        done += int(batch["done"].sum())
-        failed += int(batch["failed"].sum())
-        unread += [pair for text in batch["unread"] for pair in json.loads(text)]
-        report(done, failed)
-    return pd.DataFrame(unread, columns=["key", "error"], dtype="string")
-
-
-def _decode_shard(files: pa.Table, root: Path, folder: Path, config: DecodeConfig) -> dict[str, npt.NDArray[Any]]:
-    """Decode the files of one task into one shard. Pixels go straight to storage, not through the object store."""
-    cv2.setNumThreads(1)  # One task a core: more threads would only fight.
-    records, unread = [], []
-    for key, path in zip(files["key"].to_pylist(), files["path"].to_pylist(), strict=True):
-        try:
-            records.append(_decode_file(key, path, root, config))
-        except OSError as error:
-            # Storage that fails now may work tomorrow: listed, but not remembered in the cache.
-            problem = DecodeError(
-                path, "a file that can be read", type(error).__name__, "Check the storage and run again."
-            )
-            unread.append((key, json.dumps(problem.args)))
-    if records:
-        target = folder / f"{uuid.uuid4().hex}.parquet"
-        partial = target.with_suffix(".partial")
-        table = pa.Table.from_pylist(records, schema=_SCHEMA)
-        pq.write_table(
-            table, partial, row_group_size=1, compression="lz4", use_dictionary=False, write_statistics=False
-        )
-        partial.replace(target)
-    failed = sum(record["error"] is not None for record in records) + len(unread)
-    return {"done": np.array([len(files)]), "failed": np.array([failed]), "unread": np.array([json.dumps(unread)])}
-
-
-def _decode_file(key: str, path: str, root: Path, config: DecodeConfig) -> dict[str, Any]:
-    record: dict[str, Any] = {**dict.fromkeys(_SCHEMA.names), "key": key}
+    results = ray.data.from_arrow(blocks).map_batches(work, batch_size=None, batch_format="pyarrow")
+    results.context.raise_original_map_exception = True  # Ray Data's own wrapper loses what it wraps.
     try:
-        decoded = decode(root / path, config, name=path)
-    except DecodeError as error:
-        return {**record, "error": json.dumps(error.args)}
+        for batch in results.iter_batches(batch_size=None, batch_format="pyarrow"):
+            yield batch.cast(cache.INDEX_SCHEMA)
+    except ray.exceptions.RayTaskError as error:
+        raise (error.cause if isinstance(error.cause, MammorayError) else error) from None
+
+
+def _sorted_out(found: pd.DataFrame, folder: str, new: int, seconds: float) -> Decoded:
+    """Rows that decoded and rows that did not."""
+    failed = found["error"].notna().to_numpy()
+    lost = found[found["shard"].isna() & ~failed]
+    if len(lost):
+        raise IngestError(
+            cache.shown(folder),
+            f"{len(found)} decoded files",
+            f"{len(lost)} fewer, such as {lost['path'].iloc[0]}",
+            "Run again.",
+        )
+    failures = found.loc[failed, ["image_id", "patient_id", "path"]].reset_index(drop=True)
+    parts = pd.DataFrame([json.loads(text) for text in found.loc[failed, "error"]], columns=_FAILURE)
+    good = found[~failed].drop(columns="error").reset_index(drop=True)
+    good = good.assign(shard=cache.shard_paths(folder, good["shard"]), position=good["position"].astype("int64"))
+    return Decoded(rows=good, failures=pd.concat([failures, parts], axis=1), new=new, seconds=seconds)
+
+
+@functools.lru_cache(maxsize=1)
+def _sandbox(function: str, limit: float) -> Sandbox:
+    # Ray reuses the process of a task for the next, so that the child stays warm.
+    return Sandbox(function, limit)
+
+
+def _decode_shard(
+    files: pa.Table, root: Path, folder: str, config: DecodeConfig, function: str, limit: float
+) -> pa.Table:
+    """Decode the files of one task into one shard; returns their rows of the index."""
+    keys, paths = files["key"].to_pylist(), files["path"].to_pylist()
+    outcomes = _sandbox(function, limit).run([(root / path, config, path) for path in paths])
+    passing: list[dict[str, Any]] = []
+
+    def lasting() -> Iterator[dict[str, Any]]:
+        for key, path, outcome in zip(keys, paths, outcomes, strict=True):
+            record = _record(key, path, outcome, config, limit)
+            if outcome.lasting:
+                yield record
+            else:
+                passing.append(record)
+
+    written = cache.write_shard(folder, lasting())
+    return pa.concat_tables([written, pa.Table.from_pylist(passing, schema=cache.INDEX_SCHEMA)])
+
+
+def _record(key: str, path: str, outcome: Outcome, config: DecodeConfig, limit: float) -> dict[str, Any]:
+    """Columns of a shard for one file."""
+    record: dict[str, Any] = {"key": key, "seconds": outcome.seconds}
+    if outcome.value is None:
+        return {**record, "error": json.dumps(_failure(path, outcome, limit))}
+    pixels = outcome.value["pixels"]
     return {
         **record,
-        "pixels": np.ascontiguousarray(decoded.pixels).astype(decoded.pixels.dtype.newbyteorder("<")).tobytes(),
-        "transfer_syntax": decoded.transfer_syntax,
-        "geometry": json.dumps(asdict(decoded.geometry)),
+        "pixels": np.ascontiguousarray(pixels, dtype="u1" if config.depth == 8 else "<u2").tobytes(),
+        "transfer_syntax": outcome.value["transfer_syntax"],
+        "geometry": json.dumps(outcome.value["geometry"]),
     }
 
 
-@functools.lru_cache(maxsize=256)
-def _open_shard(shard: str) -> pq.ParquetFile:
-    return pq.ParquetFile(shard, memory_map=True)
-
-
-def load_pixels(shards: list[str], positions: npt.NDArray[np.int64], config: DecodeConfig) -> npt.NDArray[Any]:
-    """Cached images, (B, H, W) uint8 or uint16, of the given shard files and positions in them."""
-    dtype = np.dtype("u1" if config.depth == 8 else "<u2")
-    images = np.empty((len(shards), config.height, config.width), dtype=dtype)
-    for image, shard, position in zip(images, shards, positions, strict=True):
-        column = _open_shard(shard).read_row_group(int(position), columns=["pixels"]).column(0)
-        image[...] = np.frombuffer(column[0].as_buffer(), dtype=dtype).reshape(config.height, config.width)
-    return images
-
-
-def stream(rows: pd.DataFrame, order: npt.NDArray[np.int64], config: DecodeConfig) -> ray.data.Dataset:
-    """A lazy Ray Dataset of cached images in a given order.
-
-    Parameters
-    ----------
-    rows : pandas.DataFrame
-        With ``shard`` and ``position``.
-    order : (N,) int64
-        Positions in ``rows``, in the order wanted; may repeat.
-
-    Returns
-    -------
-    ray.data.Dataset
-        Rows ``row`` (int64, position in ``rows``) and ``image`` ((H, W) uint8 or uint16), in the order asked for.
-    """
-    names, shards = np.unique(rows["shard"].to_numpy(dtype=str), return_inverse=True)
-    shared = ray.put((names.tolist(), shards, rows["position"].to_numpy(), order))
-    dataset = ray.data.range(len(order), override_num_blocks=max(1, -(-len(order) // _READ_ROWS)))
-    dataset.context.enable_progress_bars = False
-    dataset.context.execution_options.preserve_order = True
-    load = functools.partial(_load_batch, shared=shared, config=config)
-    return dataset.map_batches(load, batch_size=None, batch_format="numpy", num_cpus=0.5)
-
-
-def _load_batch(
-    batch: dict[str, npt.NDArray[Any]], shared: ray.ObjectRef, config: DecodeConfig
-) -> dict[str, npt.NDArray[Any]]:
-    names, shards, positions, order = ray.get(shared)
-    wanted = order[batch["id"]]
-    return {"row": wanted, "image": load_pixels([names[shards[i]] for i in wanted], positions[wanted], config)}
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Shard:
-    """One worker's part of a fold: what ``ray.train.get_dataset_shard`` returns.
-
-    All workers know all rows of the fold, which are small, and each asks for the pixels of its own part of an order
-    that they all compute alike. Ray's own ``streaming_split`` either drops rows (``equal=True``) or deals them by
-    arrival, so that what a worker sees depends on timing; here it is a function of (seed, epoch, step, rank).
-
-    Attributes
-    ----------
-    table : pandas.DataFrame
-        ``image_id, target, shard, position`` of the fold's rows.
-    rank, workers : int
-        Which part this is, of how many.
-    """
-
-    table: pd.DataFrame
-    rank: int
-    workers: int
-
-    def training_batches(self, order: npt.NDArray[np.int64], batch_size: int, config: DecodeConfig) -> Iterator[Batch]:
-        """This worker's share of every global batch of ``order``, whose length is a multiple of ``batch_size``.
-
-        Parameters
-        ----------
-        order : (S * batch_size,) int64
-            Rows of S global batches, over as many epochs as wanted.
-        batch_size : int
-            Of the global batch; a multiple of the number of workers.
-        """
-        share = batch_size // self.workers
-        mine = order.reshape(-1, self.workers, share)[:, self.rank].reshape(-1)
-        return self._batches(mine, share, config)
-
-    def evaluation_batches(self, repeats: int, batch_size: int, config: DecodeConfig) -> Iterator[list[Batch]]:
-        """Every ``workers``-th row, once per repeat; the shares of all workers together are each row exactly once.
-
-        Yields
-        ------
-        list of batches of one repeat
-        """
-        mine = np.arange(self.rank, len(self.table), self.workers, dtype=np.int64)
-        steps = -(-len(mine) // batch_size)
-        # Filled up to whole batches, which are cut off again: one stream then serves all repeats.
-        padded = np.resize(mine, steps * batch_size) if steps else mine
-        batches = self._batches(np.tile(padded, repeats), batch_size, config) if steps else iter(())
-        for _ in range(repeats):
-            yield _first_rows([next(batches) for _ in range(steps)], len(mine))
-
-    def _batches(self, order: npt.NDArray[np.int64], batch_size: int, config: DecodeConfig) -> Iterator[Batch]:
-        """Batches of rows in ``order``, read window by window, the next window while one is used.
-
-        One dataset over the whole order would be simpler, but the control loop of a Ray dataset that waits for its
-        consumer spins (Ray 2.60: it has no pause), in this very process, and took three quarters of a core from the
-        training. A window is read to its end at once, and then nothing runs.
-        """
-        bytes_per_row = config.height * config.width * config.depth // 8
-        rows = max(1, _WINDOW_BYTES // (bytes_per_row * batch_size)) * batch_size
-        windows = [order[start : start + rows] for start in range(0, len(order), rows)]
-        with ThreadPoolExecutor(max_workers=1) as background:
-            ahead = background.submit(_load_window, self.table, windows[0], config) if windows else None
-            for following in [*windows[1:], None]:
-                if ahead is None:
-                    return
-                window = ahead.result()
-                ahead = None if following is None else background.submit(_load_window, self.table, following, config)
-                for start in range(0, len(window["row"]), batch_size):
-                    yield {name: values[start : start + batch_size] for name, values in window.items()}
-
-
-def _load_window(table: pd.DataFrame, order: npt.NDArray[np.int64], config: DecodeConfig) -> Batch:
-    parts = list(stream(table, order, config).iter_batches(batch_size=None, batch_format="numpy"))
-    return {name: np.concatenate([part[name] for part in parts]) for name in ("row", "image")}
-
-
-def _first_rows(batches: list[Batch], rows: int) -> list[Batch]:
-    if batches and (extra := sum(len(b["row"]) for b in batches) - rows):
-        batches[-1] = {name: values[:-extra] for name, values in batches[-1].items()}
-    return batches
-
-
-class ShardConfig(DataConfig):  # type: ignore[misc]
-    """Hands each Ray Train worker a :class:`Shard` of each dataset."""
-
-    def configure(
-        self,
-        datasets: dict[str, ray.data.Dataset],
-        world_size: int,
-        worker_handles: list[Any] | None,
-        worker_node_ids: list[str] | None,
-        **kwargs: Any,
-    ) -> list[dict[str, Any]]:
-        """One dictionary of shards per worker; called again whenever the worker group starts anew."""
-        tables = {name: dataset.to_pandas() for name, dataset in datasets.items()}
-        return [
-            {name: Shard(table=table, rank=rank, workers=world_size) for name, table in tables.items()}
-            for rank in range(world_size)
-        ]
+def _failure(path: str, outcome: Outcome, limit: float) -> tuple[str, ...]:
+    """``where, expected, found, remedy, exception`` of a file that did not decode."""
+    error = outcome.error
+    if isinstance(error, DecodeError):
+        return (*error.args, type(error).__name__)
+    if error is not None:
+        name = str(error) if isinstance(error, RuntimeError) else type(error).__name__
+        if isinstance(error, OSError):
+            return (path, "a file that can be read", name, "Check the storage and run again.", name)
+        return (path, "an image", f"{name} while decoding it", "Look at the file with another program.", name)
+    if outcome.end == "time limit":
+        remedy = (
+            "Try again, with a larger --limit-seconds where the storage is slow; else the decoder hangs on this file."
+        )
+        return (path, f"an image within {limit:g} s", "none until then", remedy, "time limit")
+    remedy = (
+        "Look at the file with another program."
+        if outcome.lasting
+        else "Run again: something killed the decoder twice, as the system does when memory is short."
+    )
+    return (path, "an image", f"a decoder that ended by {outcome.end}", remedy, str(outcome.end))

@@ -30,9 +30,9 @@ from timm.optim import create_optimizer_v2
 
 from mammoray import augment, evaluate, sample
 from mammoray import model as models
+from mammoray.batches import Batch, Shard
 from mammoray.config import Config, from_dict, replace
 from mammoray.errors import TrainError
-from mammoray.ingest import Batch, Shard
 
 _SPEAK_EVERY = 2.0  # Seconds between progress messages within an epoch.
 

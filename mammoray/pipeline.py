@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mammoray import __version__, audit, catalog, cluster, evaluate, ingest, report, split
+from mammoray import __version__, audit, cache, catalog, cluster, evaluate, ingest, prepare, report, split
 from mammoray import config as configs
 from mammoray.config import Config, Scale
 from mammoray.errors import ConfigError, RunFolderError
@@ -51,7 +51,7 @@ def run(source: Source, config: Config, scale: Scale, say: Say = print) -> dict[
         f"{data.rows['patient_id'].nunique()} {_groups(data)}, {len(data.findings)} findings"
     )
     parts = split.make(data.rows, config.split, config.classes, config.seed)
-    files = ingest.file_keys(data.rows, data.root)[data.rows["label"].notna()]
+    files = cache.file_keys(data.rows, data.root)[data.rows["label"].notna()]
     identity = configs.digest(_what_counts(config), parts.digest, sorted(files))
     if _claim(outdir, identity):
         say(f"{outdir} already holds this run, finished; nothing is done again")
@@ -109,7 +109,7 @@ def _claim(outdir: Path, identity: str) -> bool:
         found = f"another run ({held['identity']}): other settings, another split or other files"
         remedy = "Choose another --outdir, or remove the folder."
         raise RunFolderError(str(outdir), f"an empty folder, or this run ({identity})", found, remedy)
-    if held is None and outdir.is_dir() and any(path.suffix != ".partial" for path in outdir.iterdir()):
+    if held is None and outdir.is_dir() and any(_is_foreign(path) for path in outdir.iterdir()):
         raise RunFolderError(
             str(outdir), "an empty folder, or a run of mammoray", "other files", "Choose another --outdir."
         )
@@ -121,6 +121,10 @@ def _claim(outdir: Path, identity: str) -> bool:
         found = type(error).__name__
         raise RunFolderError(str(outdir), "a folder that can be written", found, "Choose another --outdir.") from error
     return False
+
+
+def _is_foreign(path: Path) -> bool:
+    return path.suffix != ".partial" and path.name not in prepare.FILES
 
 
 def _read_marker(marker: Path) -> dict[str, Any] | None:
@@ -156,37 +160,12 @@ def _write_inputs(outdir: Path, config: Config, data: catalog.Catalog, parts: sp
     )
 
 
-def cache_path(outdir: Path, config: Config) -> Path:
-    """Folder of the decoded cache: ``--cache``, or one beside the output folder that sibling runs share."""
-    return (config.ingest.cache or outdir.parent / "mammoray-cache").resolve()
-
-
 def _decode(source: Source, config: Config, data: catalog.Catalog, say: Say) -> ingest.Decoded:
-    cache = cache_path(source.outdir, config)
     labelled = data.rows[data.rows["label"].notna()]
-    say(f"decode: {len(labelled)} files into {cache}")
-    decoded = ingest.prepare(labelled, data.root.resolve(), cache, config.decode, config.ingest, _throttled(say))
-    say(
-        f"decode: {decoded.new} new, {len(labelled) - decoded.new} from the cache, "
-        f"{len(decoded.failures)} failed, {decoded.seconds:.1f} s"
-    )
-    for failure in decoded.failures.head(5).itertuples():
-        say(f"  {failure.path}: expected {failure.expected}, found {failure.found}")
+    decoded = prepare.decode(labelled, data.root, source.outdir, config, say)
     audit.write((*data.findings, *audit.of_labels(data), *audit.of_failures(decoded.failures)), source.outdir)
     ingest.check_enough(decoded, config.ingest)
     return decoded
-
-
-def _throttled(say: Say, every: float = 2.0) -> Callable[[ingest.Progress], None]:
-    last = time.monotonic()
-
-    def tell(progress: ingest.Progress) -> None:
-        nonlocal last
-        if progress.done == progress.total or time.monotonic() - last > every:
-            last = time.monotonic()
-            say(str(progress))
-
-    return tell
 
 
 def _check_training(config: Config, scale: Scale, outdir: Path) -> None:
@@ -276,7 +255,7 @@ def _write_examples(outdir: Path, rows: pd.DataFrame, predictions: pd.DataFrame,
     right = _spread(test[test["label"] == test["predicted"]], config.evaluate.examples - len(wrong))
     chosen = predictions.loc[[*wrong, *right]]
     where = rows.loc[chosen.index]
-    images = ingest.load_pixels(where["shard"].tolist(), where["position"].to_numpy(), config.decode)
+    images = cache.load_pixels(where["shard"].tolist(), where["position"].to_numpy(), config.decode)
     shown = (images >> (config.decode.depth - 8)).astype(np.uint8)
     table = chosen[["image_id", "fold", "label", "predicted"]].assign(
         probability=[row[f"p_{row['predicted']}"] for _, row in chosen.iterrows()],
@@ -332,7 +311,7 @@ def _test_fold(source: Source, config: Config, scale: Scale, say: Say, fold: int
     changed = configs.replace(
         config,
         split=configs.replace(config.split, fold=fold),
-        ingest=configs.replace(config.ingest, cache=cache_path(source.outdir, config)),
+        ingest=configs.replace(config.ingest, cache=prepare.cache_path(source.outdir, config)),
     )
     run(part, changed, scale, say)
     table = pd.read_parquet(part.outdir / "predictions.parquet")

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pandas as pd
 import torch
 
-from mammoray import ingest
+from mammoray import batches
 from mammoray import model as models
 from mammoray.evaluate import softmax
 
@@ -59,7 +59,7 @@ def predict(rows: pd.DataFrame, checkpoint: Path, gpu: bool = False, bf16: bool 
         In the order of ``rows``.
     """
     config = models.load_card(checkpoint).decode
-    images = ingest.stream(rows, np.arange(len(rows), dtype=np.int64), config)
+    images = batches.stream(rows, np.arange(len(rows), dtype=np.int64), config)
     forward = functools.partial(_forward, checkpoint=checkpoint.resolve(), gpu=gpu, bf16=bf16)
     results = images.map_batches(
         forward,

@@ -21,9 +21,9 @@ import ray.train.torch
 
 from mammoray import loop
 from mammoray import model as models
+from mammoray.batches import ShardConfig
 from mammoray.config import Config, Scale, to_dict
 from mammoray.errors import ClusterError, ConfigError, MammorayError, TrainError
-from mammoray.ingest import ShardConfig
 from mammoray.loop import History, Say
 
 _RAY_FOLDER = "ray"

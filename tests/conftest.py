@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -64,7 +63,7 @@ class Prepared:
 
     rows: pd.DataFrame
     digest: str
-    cache: Path
+    cache: str
 
 
 @pytest.fixture(scope="session")
@@ -72,7 +71,7 @@ def prepared(rsna: synth.SynthSummary, ray_session: None, tmp_path_factory: pyte
     """The labelled rows of ``rsna``, decoded."""
     data = catalog.build(rsna.csv, rsna.root)
     parts = split.make(data.rows, SMALL.split, SMALL.classes, SMALL.seed)
-    cache = tmp_path_factory.mktemp("cache")
+    cache = str(tmp_path_factory.mktemp("cache"))
     labelled = data.rows[data.rows["label"].notna()]
     decoded = ingest.prepare(labelled, data.root, cache, SMALL.decode, SMALL.ingest)
     rows = decoded.rows.merge(parts.rows[["image_id", "fold"]], on="image_id")

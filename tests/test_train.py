@@ -29,10 +29,10 @@ def single_process(prepared: Prepared, fold: str, net: models.DensityNet, config
     """The metrics of one plain loop over the rows of a fold: no Ray Train, no shards, no gathering."""
     import torch
 
-    from mammoray import ingest
+    from mammoray import cache
 
     rows = prepared.rows[prepared.rows["fold"] == fold]
-    images = ingest.load_pixels(rows["shard"].tolist(), rows["position"].to_numpy(), config.decode)
+    images = cache.load_pixels(rows["shard"].tolist(), rows["position"].to_numpy(), config.decode)
     with torch.no_grad():
         logits = net.eval()(models.to_unit(torch.from_numpy(images)).unsqueeze(1)).numpy()
     return evaluate.metrics(rows["target"].to_numpy(), evaluate.softmax(logits))

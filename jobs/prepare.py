@@ -1,0 +1,23 @@
+r"""Decode a whole data set on a Ray cluster, before any training: rows of a table to the decoded cache.
+
+Takes the flags of ``mammoray prepare``; paths are as every node of the cluster sees them (a shared file system).
+
+On this machine::
+
+    python jobs/prepare.py --csv train.csv --dicom-root RSNA --outdir runs/prepared
+
+On a cluster, from the root of this repository::
+
+    ray job submit --working-dir . --runtime-env jobs/runtime_env.yaml -- \
+        python jobs/prepare.py --csv /shared/rsna/train.csv --dicom-root /shared/rsna \
+        --outdir /shared/runs/prepared --cache s3://bucket/mammoray-cache
+
+Suits: machines without a GPU; decoding scales with CPU cores. The same job submitted again decodes what is missing.
+"""
+
+import sys
+
+from mammoray.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["prepare", *sys.argv[1:]]))

@@ -1,0 +1,306 @@
+"""The decoded cache: Parquet shards in a folder, on this machine's disks or on any storage that pyarrow reaches.
+
+It is addressed by what its content follows from: a folder per digest of (decode settings, decoder version), and in it a
+row per file under the digest of the file's path, size and modification time, as make and rsync judge. A shard is
+written under another name and moved into place, so that a reader never sees half of one: one rule for disks, where the
+move is a rename, and for object stores, where it is a copy. Two runs at once at worst decode a file twice; the first
+shard by name counts.
+
+``index`` in the folder says again what stands in the shards beside the pixels, because to open a thousand shards takes
+seconds, and minutes over a network. It follows from the shards and may be missing, behind or deleted.
+
+Shapes: ``B`` batch, ``H, W`` image.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import os
+import re
+import uuid
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import feather, fs
+
+from mammoray.config import DecodeConfig, digest
+from mammoray.errors import IngestError
+
+_SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),
+        ("pixels", pa.binary()),  # (H, W) row-major, little endian; null where decoding failed
+        ("transfer_syntax", pa.string()),
+        ("geometry", pa.string()),  # JSON of decode.Geometry
+        ("seconds", pa.float32()),  # processor time of the decoding
+        ("error", pa.string()),  # JSON list of where, expected, found, remedy, exception
+    ]
+)
+_TEXTS = [name for name in _SCHEMA.names if name != "pixels"]
+INDEX_SCHEMA = pa.schema(
+    [
+        *(_SCHEMA.field(name) for name in _TEXTS),
+        ("shard", pa.string()),
+        ("position", pa.int64()),
+        ("bytes", pa.int64()),  # of the shard, by which the index knows one that was changed or lost
+    ]
+)
+"""What is known of a cached file without its pixels; ``shard`` is the shard's name in its folder."""
+_READERS = 16  # Requests at once to storage that answers slowly.
+_OPEN_SHARDS = 256  # Some 50 MB of Parquet footers.
+
+
+def cache_folder(cache: str, config: DecodeConfig) -> str:
+    """Path or URI of the shards made with these settings by this version of the decoder, in this form."""
+    from mammoray.decode import DECODER_VERSION  # noqa: PLC0415 - readers of the cache do without codecs.
+
+    return _join(cache, digest(config, DECODER_VERSION, _SCHEMA.names))
+
+
+def _join(folder: str, name: str) -> str:
+    if "://" not in folder:
+        return f"{folder}/{name}"
+    path, mark, query = folder.partition("?")
+    return f"{path.rstrip('/')}/{name}{mark}{query}"
+
+
+def _split(shard: str) -> tuple[str, str]:
+    path, mark, query = shard.partition("?") if "://" in shard else (shard, "", "")
+    folder, _, name = path.rpartition("/")
+    return f"{folder}{mark}{query}", name
+
+
+def shown(cache: str) -> str:
+    """How a path or URI is printed: without its user part and its query, where people put secrets.
+
+    Examples
+    --------
+    >>> shown("s3://key:secret@bucket/prefix?endpoint_override=localhost"), shown("/data/cache")
+    ('s3://bucket/prefix', '/data/cache')
+    """
+    return re.sub(r"(?<=://)[^/?]*@", "", cache.partition("?")[0]) if "://" in cache else cache
+
+
+@functools.lru_cache(maxsize=16)
+def _storage(folder: str) -> tuple[fs.FileSystem, str]:
+    """The file system of a path or URI, and the path in it. Credentials are those of the environment."""
+    if "://" not in folder:
+        return fs.LocalFileSystem(use_mmap=True), str(Path(folder).absolute())
+    try:
+        filesystem, path = fs.FileSystem.from_uri(folder)
+    except (pa.ArrowException, ValueError, OSError) as error:
+        expected = "a folder, or a URI of a storage that pyarrow reaches (s3://, gs://, abfs://, hdfs://, file://)"
+        raise IngestError(shown(folder), expected, _reason(error), "Correct --cache.") from None
+    if isinstance(filesystem, fs.LocalFileSystem):
+        filesystem = fs.LocalFileSystem(use_mmap=True)
+    return filesystem, path
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong, without the text of the error, which may quote the whole URI."""
+    if isinstance(error, OSError) and error.errno:
+        return f"{type(error).__name__}: {os.strerror(error.errno)}"
+    code = re.search(r"AWS Error (\w+)", str(error))
+    return f"{type(error).__name__}: {code[1]}" if code else type(error).__name__
+
+
+def make_folder(folder: str) -> None:
+    """Make the folder, with those above it.
+
+    Raises
+    ------
+    IngestError
+        It cannot be made.
+    """
+    filesystem, path = _storage(folder)
+    try:
+        filesystem.create_dir(path, recursive=True)
+    except (pa.ArrowException, OSError) as error:
+        remedy = "Choose another --cache, or set the credentials of this storage in the environment."
+        raise IngestError(shown(folder), "a folder that can be written (--cache)", _reason(error), remedy) from None
+
+
+def file_keys(rows: pd.DataFrame, root: Path) -> pd.Series:
+    """Cache key of each row's file, from its whole path, size in bytes and modification time."""
+    base = str(root.resolve())  # A Path for each of 50,000 rows would take a second.
+    triples = zip(rows["path"], rows["size"], rows["mtime_ns"], strict=True)
+    keys = [
+        hashlib.sha256(f"{base}/{path}\n{size}\n{mtime}".encode()).hexdigest()[:32] for path, size, mtime in triples
+    ]
+    return pd.Series(keys, index=rows.index, dtype="string")
+
+
+def write_shard(folder: str, records: Iterable[dict[str, Any]]) -> pa.Table:
+    """Write a shard, a row group an image, so that a random read touches one; returns its rows of the index.
+
+    Parameters
+    ----------
+    folder : str
+        Of :func:`cache_folder`.
+    records : iterable of dict
+        Columns of the shard. Taken one by one: memory holds one image, whatever their number.
+
+    Raises
+    ------
+    IngestError
+        The storage does not take it.
+    """
+    filesystem, path = _storage(folder)
+    name = f"{uuid.uuid4().hex}.parquet"
+    target, partial = f"{path}/{name}", f"{path}/{name}.partial"
+    texts: list[dict[str, Any]] = []
+    with _write_errors(folder):
+        sink = filesystem.open_output_stream(partial)
+    try:
+        with _write_errors(folder), sink, _writer(sink) as writer:
+            for record in records:
+                writer.write_batch(pa.RecordBatch.from_pylist([record], schema=_SCHEMA))
+                known = {column: record.get(column) for column in _TEXTS}
+                texts.append({**known, "shard": name, "position": len(texts)})
+        with _write_errors(folder):
+            size = filesystem.get_file_info(partial).size
+            (filesystem.move(partial, target) if texts else filesystem.delete_file(partial))
+    except BaseException:
+        with contextlib.suppress(OSError):
+            filesystem.delete_file(partial)
+        raise
+    return pa.Table.from_pylist([{**text, "bytes": size} for text in texts], schema=INDEX_SCHEMA)
+
+
+def _writer(sink: Any) -> pq.ParquetWriter:
+    return pq.ParquetWriter(sink, _SCHEMA, compression="lz4", use_dictionary=False, write_statistics=False)
+
+
+@contextlib.contextmanager
+def _write_errors(folder: str) -> Iterator[None]:
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        raise IngestError(
+            shown(folder), "a cache that can be written", _reason(error), "Check the storage and run again."
+        ) from None
+
+
+def read_index(folder: str) -> pa.Table:
+    """Everything but the pixels of every cached file, as :data:`INDEX_SCHEMA`; the first shard by name counts.
+
+    Where the folder's written index is behind, it is brought up to date.
+
+    Raises
+    ------
+    IngestError
+        The folder or a shard cannot be read.
+    """
+    filesystem, path = _storage(folder)
+    try:
+        entries = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
+    except (pa.ArrowException, OSError) as error:
+        raise IngestError(shown(folder), "a folder that can be read", _reason(error), "Check --cache.") from None
+    sizes = {entry.base_name: entry.size for entry in entries if entry.base_name.endswith(".parquet")}
+    known = _read_known(filesystem, path, sizes)
+    others = sorted(set(sizes) - set(known["shard"].unique().to_pylist()))
+    with ThreadPoolExecutor(_READERS) as pool:
+        tables = pool.map(lambda name: _read_texts(folder, name, sizes[name]), others)
+        index = first_of_each(pa.concat_tables([known, *tables]))
+    if others:
+        write_index(folder, index)
+    return index
+
+
+def first_of_each(index: pa.Table) -> pa.Table:
+    """The rows of an index without those whose key stands in a shard with a smaller name."""
+    index = index.sort_by([("shard", "ascending"), ("position", "ascending")])
+    again = index["key"].to_pandas().duplicated().to_numpy()
+    return index.filter(pa.array(~again)) if again.any() else index
+
+
+def _read_known(filesystem: fs.FileSystem, path: str, sizes: dict[str, int]) -> pa.Table:
+    """Rows of the written index whose shards are there as it knows them."""
+    try:
+        with filesystem.open_input_file(f"{path}/index") as source:
+            index = feather.read_table(source, memory_map=False).select(INDEX_SCHEMA.names).cast(INDEX_SCHEMA)
+    except (pa.ArrowException, OSError, KeyError, ValueError):
+        return INDEX_SCHEMA.empty_table()
+    now = index["shard"].to_pandas().map(sizes).to_numpy()
+    return index.filter(pa.array(now == index["bytes"].to_numpy()))
+
+
+def _read_texts(folder: str, name: str, size: int) -> pa.Table:
+    with _shard_errors(_join(folder, name)):
+        filesystem, path = _storage(folder)
+        with filesystem.open_input_file(f"{path}/{name}") as source:
+            table = pq.ParquetFile(source, pre_buffer=True).read(columns=_TEXTS, use_threads=False)
+    rows = len(table)
+    own = [pa.array([name] * rows, pa.string()), pa.array(range(rows), pa.int64()), pa.array([size] * rows, pa.int64())]
+    return pa.table([*table.columns, *own], schema=INDEX_SCHEMA)
+
+
+@contextlib.contextmanager
+def _shard_errors(shard: str) -> Iterator[None]:
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        raise IngestError(
+            shown(shard), "a shard of the decoded cache", _reason(error),
+            "If it is damaged, delete it: its images are decoded again. Else run again.",
+        ) from None  # fmt: skip
+
+
+def write_index(folder: str, index: pa.Table) -> None:
+    """Keep an index for the next :func:`read_index`; where that fails, the next one reads the shards."""
+    filesystem, path = _storage(folder)
+    partial = f"{path}/{uuid.uuid4().hex}.partial"
+    with contextlib.suppress(pa.ArrowException, OSError):
+        with filesystem.open_output_stream(partial) as sink:
+            feather.write_feather(index.combine_chunks(), sink, compression="zstd")
+        filesystem.move(partial, f"{path}/index")
+
+
+def shard_paths(folder: str, names: pd.Series) -> pd.Series:
+    """Path or URI of each shard, by which :func:`load_pixels` finds it."""
+    return names.map({name: _join(folder, name) for name in names.dropna().unique()})
+
+
+@functools.lru_cache(maxsize=_OPEN_SHARDS)
+def _open_shard(shard: str) -> pq.ParquetFile:
+    folder, name = _split(shard)
+    filesystem, path = _storage(folder)
+    return pq.ParquetFile(filesystem.open_input_file(f"{path}/{name}"))
+
+
+def load_pixels(shards: list[str], positions: npt.NDArray[np.int64], config: DecodeConfig) -> npt.NDArray[Any]:
+    """Cached images, (B, H, W) uint8 or uint16, of the given shards and positions in them.
+
+    Raises
+    ------
+    IngestError
+        A shard cannot be read.
+    """
+    dtype = np.dtype("u1" if config.depth == 8 else "<u2")
+    images = np.empty((len(shards), config.height, config.width), dtype=dtype)
+    rows_of: dict[str, list[int]] = {}
+    for row, shard in enumerate(shards):
+        rows_of.setdefault(shard, []).append(row)
+
+    def load(shard: str) -> None:
+        with _shard_errors(shard):
+            for row in rows_of[shard]:
+                column = _open_shard(shard).read_row_group(int(positions[row]), columns=["pixels"]).column(0)
+                images[row] = np.frombuffer(column[0].as_buffer(), dtype=dtype).reshape(config.height, config.width)
+
+    if shards and isinstance(_storage(_split(shards[0])[0])[0], fs.LocalFileSystem):
+        for shard in rows_of:  # A mapped file has nothing to wait for.
+            load(shard)
+    else:
+        with ThreadPoolExecutor(_READERS) as pool:
+            list(pool.map(load, rows_of))
+    return images

@@ -1,0 +1,139 @@
+"""A catalog's files into the decoded cache, with progress, and a table of what is there: ``mammoray prepare``.
+
+It writes two files into the output folder: failures.csv, a row per file that did not decode, and prepare.json.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from pydicom.uid import UID
+
+from mammoray import __version__, cache, catalog, cluster, ingest
+from mammoray.config import Config
+from mammoray.errors import RunFolderError
+from mammoray.sandbox import Sandbox
+
+FILES = ("failures.csv", "prepare.json")
+Say = Callable[[str], None]
+
+
+def run(csv: Path, dicom_root: Path, outdir: Path, config: Config, address: str | None, say: Say) -> dict[str, Any]:
+    """Decode all rows of a catalog, with a label or without, so that a later training finds them.
+
+    Parameters
+    ----------
+    csv, dicom_root, outdir : Path
+        As every node of the cluster sees them.
+    config : Config
+        Its decode and ingest sections count.
+    address : str or None
+        Of a Ray cluster, as in :class:`mammoray.config.Scale`.
+
+    Returns
+    -------
+    dict
+        The content of prepare.json.
+
+    Raises
+    ------
+    IngestError
+        As of :func:`mammoray.ingest.prepare` and :func:`mammoray.ingest.check_enough`; the files are written before.
+    """
+    data = catalog.build(csv, dicom_root)
+    say(f"catalog: {data.layout} layout, {len(data.rows)} images, {len(data.findings)} findings")
+    try:
+        outdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        found = type(error).__name__
+        raise RunFolderError(str(outdir), "a folder that can be written", found, "Choose another --outdir.") from error
+    with cluster.connect(address):
+        decoded = decode(data.rows, data.root, outdir, config, say)
+    syntaxes = by_transfer_syntax(decoded, data.root, config.ingest.limit_seconds)
+    facts = {
+        "version": __version__,
+        "cache": cache.shown(cache_path(outdir, config)),
+        "images": len(data.rows),
+        "decoded": len(decoded.rows),
+        "failed": len(decoded.failures),
+        "new": decoded.new,
+        "seconds": round(decoded.seconds, 3),
+        "images_per_second": round(decoded.new / decoded.seconds, 2),
+        "transfer_syntaxes": syntaxes,
+    }
+    decoded.failures.to_csv(outdir / FILES[0], index=False)
+    (outdir / FILES[1]).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    for line in pd.DataFrame(syntaxes).to_string(index=False, na_rep="").splitlines():
+        say(line)
+    ingest.check_enough(decoded, config.ingest)
+    return facts
+
+
+def cache_path(outdir: Path, config: Config) -> str:
+    """Path or URI of the decoded cache: ``--cache``, or a folder beside the output folder that sibling runs share."""
+    given = config.ingest.cache
+    return given if given and "://" in given else str(Path(given or outdir.parent / "mammoray-cache").resolve())
+
+
+def decode(rows: pd.DataFrame, root: Path, outdir: Path, config: Config, say: Say) -> ingest.Decoded:
+    """Decode what the cache lacks of these rows, and say how it goes. Needs a connection to Ray."""
+    store = cache_path(outdir, config)
+    say(f"decode: {len(rows)} files into {cache.shown(store)}")
+    decoded = ingest.prepare(rows, root.resolve(), store, config.decode, config.ingest, _throttled(say))
+    say(
+        f"decode: {decoded.new} new, {len(rows) - decoded.new} from the cache, "
+        f"{len(decoded.failures)} failed, {decoded.seconds:.1f} s"
+    )
+    for failure in decoded.failures.head(5).itertuples():
+        say(f"  {failure.path}: expected {failure.expected}, found {failure.found}")
+    return decoded
+
+
+def _throttled(say: Say, every: float = 2.0) -> Callable[[ingest.Progress], None]:
+    last = time.monotonic()
+
+    def tell(progress: ingest.Progress) -> None:
+        nonlocal last
+        if progress.done == progress.total or time.monotonic() - last > every:
+            last = time.monotonic()
+            say(str(progress))
+
+    return tell
+
+
+def by_transfer_syntax(decoded: ingest.Decoded, root: Path, limit: float) -> list[dict[str, Any]]:
+    """Files of each encoding, the commonest first.
+
+    Returns
+    -------
+    list of dict
+        ``transfer_syntax`` (the standard's name), ``uid``, ``files``, ``failed`` among them, and ``median_ms``, the
+        processor time of decoding one, or None where none decoded.
+    """
+    failed = pd.DataFrame({"uid": _transfer_syntaxes([root / path for path in decoded.failures["path"]], limit)})
+    good = pd.DataFrame({"uid": decoded.rows["transfer_syntax"], "ms": decoded.rows["seconds"] * 1000})
+    every = pd.concat([good.assign(failed=0), failed.assign(failed=1, ms=float("nan"))])
+    rows = [
+        {
+            "transfer_syntax": UID(uid).name if uid else "unknown",
+            "uid": uid,
+            "files": len(files),
+            "failed": int(files["failed"].sum()),
+            "median_ms": None if files["ms"].isna().all() else round(float(files["ms"].median()), 1),
+        }
+        for uid, files in every.groupby("uid")
+    ]
+    return sorted(rows, key=lambda row: (-row["files"], row["uid"]))
+
+
+def _transfer_syntaxes(files: list[Path], limit: float) -> list[str]:
+    """UID of each file that could not be decoded, as far as its header says; read where it can do no harm."""
+    reader = Sandbox("pydicom.filereader:read_file_meta_info", limit)
+    metas = [outcome.value for outcome in reader.run([(str(file),) for file in files])]
+    reader.close()
+    return [str(getattr(meta, "TransferSyntaxUID", None) or "") for meta in metas]

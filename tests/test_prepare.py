@@ -1,0 +1,95 @@
+import json
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from mammoray import catalog, cli, pipeline, prepare
+from mammoray import config as configs
+from mammoray.config import Config, replace
+from mammoray.errors import IngestError, RunFolderError
+from mammoray.synth import SynthSummary
+from tests.conftest import SMALL
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+
+def run(data: SynthSummary, outdir: Path, config: Config = SMALL) -> tuple[dict[str, object], list[str]]:
+    said: list[str] = []
+    return prepare.run(data.csv, data.root, outdir, config, None, said.append), said
+
+
+def test_all_rows_are_decoded_and_a_following_training_finds_them(rsna: SynthSummary, tmp_path: Path) -> None:
+    facts, said = run(rsna, tmp_path / "prepared")
+    assert facts["images"] == facts["decoded"] == facts["new"] == len(pd.read_csv(rsna.csv))
+    assert "images/s" in "\n".join(said)
+    said = []
+    source = pipeline.Source(csv=rsna.csv, dicom_root=rsna.root, outdir=tmp_path / "run")
+    source.outdir.mkdir()
+    decoded = pipeline._decode(source, SMALL, catalog.build(rsna.csv, rsna.root), said.append)
+    assert decoded.new == 0
+    assert 0 < len(decoded.rows) < facts["images"], "rows without a label are no part of a training"
+    assert run(rsna, tmp_path / "prepared")[0]["new"] == 0
+
+
+def test_the_summary_counts_files_and_failures_by_transfer_syntax(rsna: SynthSummary, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(rsna.csv.parent, tmp_path / "data"))
+    broken = sorted(copy.rglob("*.dcm"))[:3]
+    broken[0].write_bytes(broken[0].read_bytes()[:2500])
+    broken[1].write_bytes(broken[1].read_bytes()[:-9000])
+    broken[2].write_bytes(b"no DICOM at all")
+    facts, said = run(replace(rsna, csv=copy / "train.csv", root=copy), tmp_path / "out")
+    table = pd.DataFrame(facts["transfer_syntaxes"])
+    assert table["files"].sum() == facts["images"]
+    assert table["failed"].sum() == facts["failed"] == 3
+    assert table.set_index("transfer_syntax").loc["unknown", ["files", "failed"]].tolist() == [1, 1]
+    assert (table.loc[table["files"] > table["failed"], "median_ms"] > 0).all()
+    assert any("JPEG 2000" in line or "JPEG Lossless" in line for line in said)
+    assert json.loads((tmp_path / "out" / "prepare.json").read_text()) == facts
+    failures = pd.read_csv(tmp_path / "out" / "failures.csv", dtype=str)
+    assert list(failures.columns) == [
+        "image_id", "patient_id", "path", "where", "expected", "found", "remedy", "exception",
+    ]  # fmt: skip
+    assert {Path(path).name for path in failures["path"]} == {path.name for path in broken}
+
+
+def test_too_many_failures_are_an_error_after_the_table_is_written(irma: SynthSummary, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(irma.csv.parent, tmp_path / "data"))
+    for file in list(copy.rglob("*.dcm"))[:20]:
+        file.write_bytes(b"no DICOM at all")
+    with pytest.raises(IngestError, match="--min-decoded"):
+        run(replace(irma, csv=copy / "classificacao.csv", root=copy), tmp_path / "out")
+    assert len(pd.read_csv(tmp_path / "out" / "failures.csv")) == 20
+
+
+def test_the_output_folder_may_become_that_of_a_run(irma: SynthSummary, tmp_path: Path) -> None:
+    run(irma, tmp_path / "out")
+    assert pipeline._claim(tmp_path / "out", "identity") is False
+
+
+def test_an_output_folder_below_a_file_is_an_error(irma: SynthSummary, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunFolderError, match="--outdir"):
+        run(irma, tmp_path / "file" / "out")
+
+
+def test_the_cache_is_a_uri_as_given_or_an_absolute_path(tmp_path: Path) -> None:
+    def with_cache(cache: str | None) -> Config:
+        return replace(SMALL, ingest=replace(SMALL.ingest, cache=cache))
+
+    uri = "s3://bucket/prefix?scheme=http"
+    assert prepare.cache_path(tmp_path / "run", with_cache(uri)) == uri
+    assert prepare.cache_path(tmp_path / "run", with_cache(None)) == str(tmp_path / "mammoray-cache")
+    assert prepare.cache_path(tmp_path / "run", with_cache("here")) == str(Path("here").absolute())
+
+
+def test_the_command_line_reads_its_sections_of_a_config_file(irma: SynthSummary, tmp_path: Path) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text(configs.to_toml(SMALL), encoding="utf-8")
+    words = ["--csv", str(irma.csv), "--dicom-root", str(irma.root), "--outdir", str(tmp_path / "out")]
+    args = cli.parse("prepare", [*words, "--config", str(file), "--limit-seconds", "7"])
+    assert args.decode == SMALL.decode
+    assert args.ingest == replace(SMALL.ingest, limit_seconds=7.0)
+    assert cli.main(["prepare", *words, "--config", str(file)]) == 0
+    assert (tmp_path / "out" / "prepare.json").is_file()
