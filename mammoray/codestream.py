@@ -12,8 +12,9 @@ from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
-from mammoray.packets import end_of_resolutions
+from mammoray.packets import follow
 
 _SOC, _CAP, _SIZ, _COD, _QCD, _PLT, _COM, _SOT, _SOD = (
     0xFF4F, 0xFF50, 0xFF51, 0xFF52, 0xFF5C, 0xFF58, 0xFF64, 0xFF90, 0xFF93,
@@ -44,8 +45,10 @@ class Codestream:
         Wavelet levels.
     levels : int
         How many of them :func:`reduced` can leave off: all, or 0 where the order of the packets does not allow it.
-    single : bool
-        One tile, in one part.
+    followed : bool
+        Whether its packets can be told apart (:mod:`mammoray.packets`).
+    skippable : bool
+        Whether bit planes can be left out of them besides.
     """
 
     data: memoryview
@@ -57,7 +60,8 @@ class Codestream:
     reversible: bool
     halvings: int
     levels: int
-    single: bool
+    followed: bool
+    skippable: bool
     _segments: tuple[tuple[int, bytes], ...]
     _tiles: int
 
@@ -102,6 +106,9 @@ def parse(frame: memoryview) -> Codestream:
     levels = _levels(segments, cod) if origin and plain else 0
     while not whole and (tile_width % (1 << levels) or tile_height % (1 << levels)):
         levels -= 1
+    # One tile in one part; one layer, no SOP or EPH markers, code blocks in one piece and not of HTJ2K.
+    layers = struct.unpack_from(">H", cod, 6)[0]
+    followed = bool(levels and whole and parts == 1 and layers == 1 and not cod[4] & 6 and not cod[12] & 0x45)
     return Codestream(
         data=frame[start:end],
         rows=rows - top,
@@ -112,7 +119,8 @@ def parse(frame: memoryview) -> Codestream:
         reversible=cod[13] == 1,
         halvings=cod[9],
         levels=levels,
-        single=whole and parts == 1,
+        followed=followed,
+        skippable=followed and cod[13] == 1,
         _segments=tuple(segments),
         _tiles=tiles - start,
     )
@@ -177,53 +185,71 @@ def _levels(segments: list[tuple[int, bytes]], cod: bytes) -> int:
     return levels if plain and by_resolution and levels <= 32 else 0
 
 
-def reduced(stream: Codestream, level: int) -> bytes:
+def reduced(stream: Codestream, level: int, skipped: int = 0) -> bytes:
     """A codestream of the image halved ``level`` times (each side rounded up): the LL band of that wavelet level.
 
     Parameters
     ----------
     level : int
         0 to ``stream.levels``.
+    skipped : int
+        Lowest bit planes that its decoder shall leave out, of the finest two resolutions; one plane less of the next
+        two, and so on. What is left out is below ``2**skipped`` in each coefficient, and mostly averages out. Without
+        effect where ``stream.skippable`` is not.
 
     References
     ----------
     ITU-T T.800, B.5: the resolutions of an image are those of its LL band, and one more.
     """
-    if level == 0:
+    if level == 0 and not (skipped and stream.skippable):
         return bytes(stream.data)
     main = b"".join(_shortened(marker, segment, level) for marker, segment in stream._segments)
-    return b"".join((struct.pack(">H", _SOC), main, *_needed(stream, level)))
+    return b"".join((struct.pack(">H", _SOC), main, *_needed(stream, level, skipped)))
 
 
-def _needed(stream: Codestream, level: int) -> tuple[bytes | memoryview, ...]:
+def _needed(stream: Codestream, level: int, skipped: int) -> tuple[bytes | memoryview, ...]:
     """The tile parts, without the packets behind those that level ``level`` needs where these can be told."""
     everything = (stream.data[stream._tiles :],)
-    cod = dict(stream._segments)[_COD]
-    style, layers = cod[4], struct.unpack_from(">H", cod, 6)[0]
-    # Only a single tile part; no SOP or EPH markers, one layer, code blocks in one piece.
-    if not stream.single or style & 6 or layers != 1 or cod[12] & 5:
+    if not stream.followed:
         return everything
     start = stream._tiles + 12
     while stream.data[start : start + 2] != struct.pack(">H", _SOD):  # Packet lengths and comments.
         start += 2 + struct.unpack_from(">H", stream.data, start + 2)[0]
-    resolutions = stream.halvings + 1
-    sizes = np.array(
-        [(byte >> 4, byte & 15) for byte in cod[14 : 14 + resolutions]] if style & 1 else [(15, 15)] * resolutions
+    found = dict(stream._segments)
+    cod, resolutions = found[_COD], stream.halvings + 1
+    kept = resolutions - level
+    skip = np.maximum(skipped - (kept - 1 - np.arange(kept)) // 2, 0) * (np.arange(kept) > 0) * stream.skippable
+    precincts = (
+        [(size >> 4, size & 15) for size in cod[14 : 14 + resolutions]] if cod[4] & 1 else [(15, 15)] * resolutions
     )
-    end = end_of_resolutions(
+    room = np.empty(len(stream.data) * 11 // 10 + 8192, np.uint8)
+    end, written = follow(
         np.frombuffer(stream.data, np.uint8),
         start + 2,
         (stream.rows, stream.columns),
-        stream.halvings,
-        resolutions - level,
         (cod[11] + 2, cod[10] + 2),
-        sizes,
+        np.array(precincts),
+        _bit_planes(found[_QCD], resolutions),
+        skip,
+        room,
     )
     if end < 0:
         return everything
+    packets = room[:written].tobytes() if skip.any() else stream.data[start + 2 : end]
     part = bytearray(stream.data[stream._tiles : stream._tiles + 12])
-    struct.pack_into(">I", part, 6, len(part) + end - start)
-    return bytes(part), stream.data[start:end], _EOC
+    struct.pack_into(">I", part, 6, len(part) + 2 + len(packets))
+    return bytes(part), struct.pack(">H", _SOD), packets, _EOC
+
+
+def _bit_planes(qcd: bytes, resolutions: int) -> npt.NDArray[np.int64]:
+    """Magnitude bit planes of each resolution's LL, HL, LH, HH (equation E-2), where the wavelet is reversible."""
+    planes = np.zeros((resolutions, 4), np.int64)
+    if qcd[4] & 31 == 0 and len(qcd) >= 5 + 3 * resolutions - 2:
+        exponents = [byte >> 3 for byte in qcd[5 : 5 + 3 * resolutions - 2]]
+        planes[0, 0] = exponents[0]
+        planes[1:, 1:] = np.reshape(exponents[1:], (-1, 3))
+        planes += (qcd[4] >> 5) - 1
+    return planes
 
 
 def _shortened(marker: int, segment: bytes, level: int) -> bytes:

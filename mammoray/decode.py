@@ -31,6 +31,8 @@ DECODER_VERSION = 2
 
 _THUMBNAIL = 160  # Pixels that the long side has at least where the breast is looked for; less than twice as many.
 
+_VISIBLE_STEPS = 2  # Of the decoded grey levels; what this costs in fidelity stands in docs/benchmarks.md.
+
 Mask = npt.NDArray[np.bool_]
 
 
@@ -126,10 +128,12 @@ def _map(path: Path) -> bytes | memoryview:
 def _decode(head: Header, config: DecodeConfig) -> Decoded:
     pyramid = stored.open_frame(head)
     view = _View.find(head, pyramid, config)
-    table, padding_shows = grey.blacken_padding(grey.table(head, config.window, view.tissue), head)
+    table = grey.table(head, config.window, view.tissue)
+    skipped = _invisible(table, config)
+    table, padding_shows = grey.blacken_padding(table, head)
     size = _size(view.box, config)
     r = _level(view.box, size, config.detail)
-    level = pyramid.level(r)
+    level = pyramid.level(r, skipped)
     image = resample(level, r, table, head.lowest, view.box, size)
     if image.min() == image.max():
         expected, remedy = "a window that shows something", "Use --window percentile."
@@ -179,10 +183,6 @@ class _View:
         mirrored = config.orient == "laterality" and _laterality(head) == "R"
         if config.crop == "none" and config.orient != "content" and config.window != "percentile":
             return _View(whole, mirrored, 0, None, None)
-        if config.crop == "none":
-            pyramid.level(
-                _level(whole, _size(whole, config), config.detail)
-            )  # The thumbnail then needs no decode of its own.
         r = max(0, (max(head.rows, head.columns) // _THUMBNAIL).bit_length() - 1)
         thumbnail = pyramid.level(r)
         mask = breast.breast_mask(_level_padding(thumbnail, head), head.inverted)
@@ -234,6 +234,14 @@ def _level(box: tuple[int, int, int, int], size: tuple[int, int], detail: float)
     """The deepest level at which the box still has ``detail`` samples per output pixel, along either side."""
     ratio = min((box[2] - box[0]) / size[0], (box[3] - box[1]) / size[1])
     return max(0, int(ratio / detail).bit_length() - 1)
+
+
+def _invisible(table: grey.Table, config: DecodeConfig) -> int:
+    """Bit planes of stored values below two steps of the decoded depth, where the table is steepest."""
+    steepest = float(np.abs(np.diff(table)).max()) * (2**config.depth - 1)
+    if config.bit_planes == "all" or steepest == 0:
+        return 0
+    return max(0, int(np.log2(_VISIBLE_STEPS / steepest)))
 
 
 def _near_padding(level: npt.NDArray[Any], head: Header) -> Mask:

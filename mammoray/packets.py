@@ -1,13 +1,14 @@
-"""Where the low resolutions of a JPEG 2000 codestream end: the headers of its packets, read without decoding any data.
+"""The packets of a JPEG 2000 codestream that low resolutions need: told from their headers, without decoding any data.
 
 A codestream of 4 MB holds an image of 500 pixels in its first 300 kB. Knowing where they end, nothing behind them has
-to be read from the disk, copied or looked at. Only the plain form is followed (one tile, one quality layer); of any
-other the whole is taken, which is as right.
+to be read from the disk, copied or looked at. And a header can say that a code block has fewer coding passes than were
+written: then its lowest bit planes, which are most of the work and hardly visible, are not decoded.
+
+Only the plain form is followed (one tile, one quality layer, code blocks in one piece); of any other the whole is
+taken, which is as right.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,19 +16,25 @@ import numpy.typing as npt
 from mammoray.compiled import compiled
 
 _DEEPEST = 16  # Levels of a tag tree: 2**16 code blocks along a side.
+_MOST_PLANES = 74  # More zero bit planes than any code block has: the data are no packet header.
+
+Bytes = npt.NDArray[np.uint8]
+State = npt.NDArray[np.int64]
+"""Of a reader or writer of bits: next byte, bits left in the current byte, the current byte."""
 
 
 @compiled
-def end_of_resolutions(
-    data: npt.NDArray[np.uint8],
+def follow(
+    data: Bytes,
     start: int,
     size: tuple[int, int],
-    levels: int,
-    kept: int,
     block: tuple[int, int],
     precincts: npt.NDArray[np.int64],
-) -> int:
-    """Follow the packets of the first resolutions of a tile.
+    planes: npt.NDArray[np.int64],
+    skipped: npt.NDArray[np.int64],
+    out: Bytes,
+) -> tuple[int, int]:
+    """Follow the packets of the first resolutions of a tile, and write them with fewer coding passes.
 
     Parameters
     ----------
@@ -37,62 +44,55 @@ def end_of_resolutions(
         Where its packets begin.
     size : (rows, columns)
         Of the image.
-    levels, kept : int
-        Wavelet levels, and how many resolutions to follow, from 1 to ``levels + 1``.
     block : (rows, columns)
         Of a code block, as powers of two.
     precincts : (levels + 1, 2) int64
         Rows and columns of a precinct at each resolution, as powers of two.
+    planes : (levels + 1, 4) int64
+        Magnitude bit planes of the subbands LL, HL, LH, HH of each resolution (E.1, equation E-2).
+    skipped : (kept,) int64
+        How many of the lowest of them to leave out at each resolution; as long as there are resolutions to follow.
+    out : (m,) uint8
+        For the packets that are written; at least as long as the data and a tenth.
 
     Returns
     -------
-    int
-        Index behind the last packet, or -1 where the headers lead beyond the data.
+    int, int
+        Index behind the last packet in ``data``, and in ``out``; -1 where the headers lead beyond the data.
 
     References
     ----------
     ITU-T T.800, B.6 to B.10.
     """
-    reader = np.array([start, 0, 0], np.int64)
-    for resolution in range(kept):
-        down = levels - resolution
+    reader, writer = np.array([start, 0, 0], np.int64), np.zeros(3, np.int64)
+    for resolution in range(len(skipped)):
+        down = len(precincts) - 1 - resolution
         h, w = (size[0] + (1 << down) - 1) >> down, (size[1] + (1 << down) - 1) >> down
         rows, columns = precincts[resolution]
         for top in range(0, h, 1 << rows):
             for left in range(0, w, 1 << columns):
-                length = _packet(data, reader, size, resolution, down, block, (rows, columns), (top, left))
-                if length < 0 or reader[0] + length > len(data):
-                    return -1
-                reader[0] += length
-    return int(reader[0])
-
-
-@compiled
-def _packet(
-    data: npt.NDArray[np.uint8],
-    reader: npt.NDArray[np.int64],
-    size: tuple[int, int],
-    resolution: int,
-    down: int,
-    block: tuple[int, int],
-    precinct: tuple[int, int],
-    corner: tuple[int, int],
-) -> int:
-    """Read a packet's header; returns the bytes of its body. B.10."""
-    reader[1] = reader[2] = 0
-    body = 0
-    if _bits(data, reader, 1) == 1:
-        first, last = (0, 0) if resolution == 0 else (1, 3)
-        for band in range(first, last + 1):
-            blocks = _blocks(size, band, down, block, precinct, corner)
-            if blocks[0] and blocks[1]:
-                length = _code_blocks(data, reader, blocks)
-                if length < 0:
-                    return -1
-                body += length
-    if reader[2] == 255:  # B.10.1: a byte of ones is followed by a stuffed bit, even where it is the last.
-        reader[0] += 1
-    return body
+                body = 0
+                reader[1] = reader[2] = writer[1] = writer[2] = 0
+                if _copy(data, reader, out, writer) == 1:
+                    for band in range(0 if resolution == 0 else 1, 1 if resolution == 0 else 4):
+                        blocks = _blocks(size, band, down, block, (rows, columns), (top, left))
+                        length = _code_blocks(
+                            data, reader, out, writer, blocks, planes[resolution, band], skipped[resolution]
+                        )
+                        if length < 0:
+                            return -1, -1
+                        body += length
+                # B.10.1: a byte of ones is followed by a stuffed bit, even where it is the last.
+                reader[0] += reader[2] == 255
+                if writer[2] == 255:
+                    out[writer[0]] = 0
+                    writer[0] += 1
+                if reader[0] + body > len(data) or writer[0] + body > len(out) - 4096:
+                    return -1, -1
+                out[writer[0] : writer[0] + body] = data[reader[0] : reader[0] + body]
+                reader[0] += body
+                writer[0] += body
+    return int(reader[0]), int(writer[0])
 
 
 @compiled
@@ -120,51 +120,80 @@ def _blocks(
 
 
 @compiled
-def _code_blocks(data: npt.NDArray[np.uint8], reader: npt.NDArray[np.int64], blocks: tuple[int, int]) -> int:
-    """Read what a header says of a subband's code blocks; returns the sum of their lengths. B.10.4 to B.10.7."""
-    inclusion, planes = _tag_tree(blocks), _tag_tree(blocks)
+def _code_blocks(
+    data: Bytes, reader: State, out: Bytes, writer: State, blocks: tuple[int, int], planes: int, skipped: int
+) -> int:
+    """Copy what a header says of a subband's code blocks; returns the sum of their lengths. B.10.4 to B.10.7."""
+    if blocks[0] == 0 or blocks[1] == 0:
+        return 0
+    inclusion, zero_planes = _tag_tree(blocks), _tag_tree(blocks)
     total = 0
     for y in range(blocks[0]):
         for x in range(blocks[1]):
-            if not _at_most(data, reader, inclusion, blocks, y, x, 0):
+            if not _at_most(data, reader, out, writer, inclusion, blocks, y, x, 0):
                 continue
-            plane = 0
-            while not _at_most(data, reader, planes, blocks, y, x, plane):
-                plane += 1
-                if plane > 74:  # More than any code block has: the data are not a packet header.
+            zero = 0
+            while not _at_most(data, reader, out, writer, zero_planes, blocks, y, x, zero):
+                zero += 1
+                if zero > _MOST_PLANES:
                     return -1
-            passes = _passes(data, reader)
+            passes = _read_passes(data, reader)
             bits = 3
-            while _bits(data, reader, 1) == 1:
+            while _read(data, reader, 1) == 1:
                 bits += 1
-            while passes > 1:
-                passes >>= 1
-                bits += 1
-            if bits > 32 or reader[0] >= len(data):
+            bits += _log2(passes)
+            if bits > 32 or reader[0] >= len(data) or writer[0] > len(out) - 4096:
                 return -1
-            total += _bits(data, reader, bits)
+            length = _read(data, reader, bits)
+            if skipped:
+                # D.3: one pass for the first plane, three for each below.
+                passes = min(passes, max(1, 3 * (planes - zero - skipped) - 2))
+            _write_passes(out, writer, passes)
+            bits = max(3, _log2(length) + 1 - _log2(passes))
+            for _ in range(bits - 3):
+                _write(out, writer, 1, 1)
+            _write(out, writer, 0, 1)
+            _write(out, writer, length, bits + _log2(passes))
+            total += length
     return total
 
 
 @compiled
-def _passes(data: npt.NDArray[np.uint8], reader: npt.NDArray[np.int64]) -> int:
-    """Number of coding passes; table B.4."""
-    if _bits(data, reader, 1) == 0:
-        return 1
-    if _bits(data, reader, 1) == 0:
-        return 2
-    more = _bits(data, reader, 2)
-    if more < 3:
-        return 3 + more
-    more = _bits(data, reader, 5)
-    if more < 31:
-        return 6 + more
-    return 37 + _bits(data, reader, 7)
+def _log2(value: int) -> int:
+    result = 0
+    while value > 1:
+        value >>= 1
+        result += 1
+    return result
 
 
 @compiled
-def _bits(data: npt.NDArray[np.uint8], reader: npt.NDArray[np.int64], count: int) -> int:
-    """The next bits; reader: next byte, unread bits of the current byte, current byte."""
+def _read_passes(data: Bytes, reader: State) -> int:
+    """Number of coding passes; table B.4."""
+    for bits, first in ((1, 1), (1, 2)):
+        if _read(data, reader, bits) == 0:
+            return first
+    for bits, first in ((2, 3), (5, 6)):
+        more = _read(data, reader, bits)
+        if more < (1 << bits) - 1:
+            return first + more
+    return 37 + _read(data, reader, 7)
+
+
+@compiled
+def _write_passes(out: Bytes, writer: State, passes: int) -> None:
+    if passes <= 2:
+        _write(out, writer, 2 * passes - 2, passes)
+    elif passes <= 5:
+        _write(out, writer, 0b1100 + passes - 3, 4)
+    elif passes <= 36:
+        _write(out, writer, (0b1111 << 5) + passes - 6, 9)
+    else:
+        _write(out, writer, (0b111111111 << 7) + passes - 37, 16)
+
+
+@compiled
+def _read(data: Bytes, reader: State, count: int) -> int:
     value = 0
     for _ in range(count):
         if reader[1] == 0:
@@ -174,6 +203,25 @@ def _bits(data: npt.NDArray[np.uint8], reader: npt.NDArray[np.int64], count: int
         reader[1] -= 1
         value = value << 1 | (reader[2] >> reader[1]) & 1
     return value
+
+
+@compiled
+def _write(out: Bytes, writer: State, value: int, count: int) -> None:
+    for k in range(count - 1, -1, -1):
+        if writer[1] == 0:
+            writer[1] = 7 if writer[2] == 255 else 8
+            writer[2] = 0
+            writer[0] += 1
+        writer[1] -= 1
+        writer[2] |= ((value >> k) & 1) << writer[1]
+        out[writer[0] - 1] = writer[2]
+
+
+@compiled
+def _copy(data: Bytes, reader: State, out: Bytes, writer: State) -> int:
+    bit = _read(data, reader, 1)
+    _write(out, writer, bit, 1)
+    return bit
 
 
 @compiled
@@ -189,15 +237,17 @@ def _tag_tree(blocks: tuple[int, int]) -> npt.NDArray[np.int64]:
 
 @compiled
 def _at_most(
-    data: npt.NDArray[np.uint8],
-    reader: npt.NDArray[np.int64],
+    data: Bytes,
+    reader: State,
+    out: Bytes,
+    writer: State,
     tree: npt.NDArray[np.int64],
     blocks: tuple[int, int],
     y: int,
     x: int,
     limit: int,
-) -> Any:
-    """Whether the value of a leaf is at most ``limit``, reading the bits that tell."""
+) -> bool:
+    """Whether the value of a leaf is at most ``limit``, copying the bits that tell."""
     path = np.empty(_DEEPEST + 1, np.int64)
     h, w = blocks
     depth = base = 0
@@ -213,9 +263,9 @@ def _at_most(
         node = tree[path[k]]
         node[0] = max(node[0], bound)
         while node[0] <= limit and node[1] == 0:
-            if _bits(data, reader, 1) == 1:
+            if _copy(data, reader, out, writer) == 1:
                 node[1] = 1
             else:
                 node[0] += 1
         bound = node[0]
-    return tree[path[0], 1] == 1 and tree[path[0], 0] <= limit
+    return bool(tree[path[0], 1] == 1 and tree[path[0], 0] <= limit)

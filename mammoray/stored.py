@@ -41,33 +41,38 @@ class Pyramid:
     ----------
     header : Header
     decode : callable
-        ``decode(r)`` gives level ``r``, for r from 0 to ``deepest``.
+        ``decode(r, skipped)`` gives level ``r``, from 0 to ``deepest``, without ``skipped`` bit planes if that can be.
     deepest : int
         Levels that the codestream itself can leave off.
     """
 
-    def __init__(self, header: Header, decode: Callable[[int], Image], deepest: int) -> None:
+    def __init__(self, header: Header, decode: Callable[[int, int], Image], deepest: int) -> None:
         self._header, self._decode, self._deepest = header, decode, deepest
         self._levels: dict[int, Image] = {}
 
-    def level(self, r: int) -> Image:
+    def level(self, r: int, skipped: int = 0) -> Image:
         """Stored values at level ``r``: (ceil(rows / 2**r), ceil(columns / 2**r)), integers in the header's range.
+
+        Parameters
+        ----------
+        r : int
+        skipped : int
+            Lowest bit planes of the wavelet coefficients that need not be decoded (:func:`codestream.reduced`).
 
         Raises
         ------
         DecodeError
             Damaged, truncated, contradicting the header, or one value everywhere.
         """
-        values = self._values(r)
+        values = self._values(r, skipped)
         return values if r == 0 else np.clip(values, self._header.lowest, self._header.highest)
 
-    def _values(self, r: int) -> Image:
+    def _values(self, r: int, skipped: int) -> Image:
         if r not in self._levels:
-            finer = [have for have in self._levels if have < r]
-            if r <= self._deepest and not finer:
-                self._levels[r] = self._checked(self._decode(r), r)
+            if r <= self._deepest:
+                self._levels[r] = self._checked(self._decode(r, skipped), r)
             else:
-                self._levels[r] = low_pass(self._values(r - 1))
+                self._levels[r] = low_pass(self._values(r - 1, skipped))
         return self._levels[r]
 
     def _checked(self, values: Image, r: int) -> Image:
@@ -102,7 +107,7 @@ def open_frame(header: Header) -> Pyramid:
     """
     opener = _OPENERS.get(header.transfer_syntax, _open_by_pydicom)
     decode, deepest = _told(header, opener, header)
-    return Pyramid(header, lambda r: _signed(_told(header, decode, r), header), deepest)
+    return Pyramid(header, lambda r, skipped: _signed(_told(header, decode, r, skipped), header), deepest)
 
 
 def _told(header: Header, work: Callable[..., Any], *args: Any) -> Any:
@@ -130,7 +135,7 @@ def _signed(values: Image, header: Header) -> Image:
     return np.asarray((values.view(np.dtype(f"int{bits}")) << shift) >> shift)
 
 
-_Opened = tuple[Callable[[int], Image], int]
+_Opened = tuple[Callable[[int, int], Image], int]
 
 
 def _open_uncompressed(header: Header) -> _Opened:
@@ -138,7 +143,7 @@ def _open_uncompressed(header: Header) -> _Opened:
     if header.bits_allocated == 8 and order == ">":
         return _open_by_pydicom(header)  # PS3.5 A.3: pairs of bytes may be swapped.
     values = np.frombuffer(header.frame, f"{order}u{header.bits_allocated // 8}").reshape(header.rows, header.columns)
-    return lambda r: np.ascontiguousarray(values, values.dtype.newbyteorder("=")), 0
+    return lambda r, skipped: np.ascontiguousarray(values, values.dtype.newbyteorder("=")), 0
 
 
 def _open_rle(header: Header) -> _Opened:
@@ -147,7 +152,7 @@ def _open_rle(header: Header) -> _Opened:
     if segments != dtype.itemsize:
         raise _DamagedError(f"{segments} segments instead of {dtype.itemsize}")
 
-    def decode(r: int) -> Image:
+    def decode(r: int, skipped: int) -> Image:
         values = np.frombuffer(imagecodecs.dicomrle_decode(header.frame, dtype), dtype)
         if values.size != header.rows * header.columns:
             raise _DamagedError(f"{values.size} values instead of {header.rows * header.columns}: truncated or damaged")
@@ -167,11 +172,11 @@ def _open_jpeg2000(header: Header) -> _Opened:
     else:
         whole = functools.partial(imagecodecs.jpeg2k_decode, numthreads=1)
     if stream.levels and stream.signed == header.signed:
-        return lambda r: np.asarray(whole(codestream.reduced(stream, r))), stream.levels
+        return lambda r, skipped: np.asarray(whole(codestream.reduced(stream, r, skipped))), stream.levels
     if not stream.signed and not header.signed and not stream.high_throughput:
         return functools.partial(_by_pillow, stream), stream.halvings
     # A low-pass of values whose sign is yet to be read from their bits would mix the two ends of the range.
-    return lambda r: np.asarray(whole(stream.data)), 0
+    return lambda r, skipped: np.asarray(whole(stream.data)), 0
 
 
 def _same_size(header: Header, rows: int, columns: int) -> None:
@@ -179,7 +184,7 @@ def _same_size(header: Header, rows: int, columns: int) -> None:
         raise _DamagedError(f"{rows} x {columns} pixels; the header says {header.rows} x {header.columns}")
 
 
-def _by_pillow(stream: codestream.Codestream, r: int) -> Image:
+def _by_pillow(stream: codestream.Codestream, r: int, skipped: int) -> Image:
     """Level ``r`` of a codestream whose packets stand in another order: Pillow lets OpenJPEG skip them.
 
     Its own ``reduce`` rounds sizes half up where JPEG 2000 rounds up, and fails on every second odd size; so size and
@@ -199,18 +204,18 @@ def _open_jpeg(header: Header) -> _Opened:
     _same_size(header, *_jpeg_size(header.frame))
     # libjpeg-turbo fills the rest of a truncated image with grey and says nothing.
     _ends(header.frame)
-    return lambda r: np.asarray(imagecodecs.jpeg8_decode(header.frame)), 0
+    return lambda r, skipped: np.asarray(imagecodecs.jpeg8_decode(header.frame)), 0
 
 
 def _open_jpeg_lossless(header: Header) -> _Opened:
     _same_size(header, *_jpeg_size(header.frame))
 
-    def decode(r: int) -> Image:
+    def decode(r: int, skipped: int) -> Image:
         try:
             values = ljpeg.decode(np.frombuffer(header.frame, np.uint8))
         except ValueError as error:
             raise _DamagedError(str(error)) from None
-        return _open_jpeg(header)[0](0) if values is None else values
+        return _open_jpeg(header)[0](0, 0) if values is None else values
 
     return decode, 0
 
@@ -218,7 +223,7 @@ def _open_jpeg_lossless(header: Header) -> _Opened:
 def _open_jpegls(header: Header) -> _Opened:
     _same_size(header, *_jpeg_size(header.frame))
     _ends(header.frame)
-    return lambda r: np.asarray(imagecodecs.jpegls_decode(header.frame)), 0
+    return lambda r, skipped: np.asarray(imagecodecs.jpegls_decode(header.frame)), 0
 
 
 def _jpeg_size(frame: memoryview) -> tuple[int, int]:
@@ -245,7 +250,7 @@ def _open_by_pydicom(header: Header) -> _Opened:
     dataset.NumberOfFrames = 1
     dataset.PixelData = pydicom.encaps.encapsulate([bytes(header.frame)]) if syntax.is_encapsulated else header.frame
     dataset["PixelData"].VR = "OB" if syntax.is_encapsulated else "OW"
-    return lambda r: np.asarray(pydicom.pixels.pixel_array(dataset, raw=True)), 0
+    return lambda r, skipped: np.asarray(pydicom.pixels.pixel_array(dataset, raw=True)), 0
 
 
 _OPENERS: dict[str, Callable[[Header], _Opened]] = {
