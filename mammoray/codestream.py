@@ -22,6 +22,7 @@ _SOC, _CAP, _SIZ, _COD, _QCD, _PLT, _COM, _SOT, _SOD = (
 _EOC = b"\xff\xd9"
 _HARMLESS = (_COM, 0xFF55, 0xFF57)  # And TLM, PLM, lengths of parts and packets: no decoder needs them.
 _START = b"\xff\x4f\xff\x51"
+_MAX_PLANES = 30  # Bit planes that fit into 32 bits beside a sign and a half; 16-bit images have about 20.
 _LRCP, _RLCP, _RPCL = 0, 1, 2
 
 
@@ -92,15 +93,19 @@ def parse(frame: memoryview) -> Codestream:
         siz, cod = found[_SIZ], found[_COD]
         columns, rows, left, top, tile_width, tile_height, tile_left, tile_top = struct.unpack_from(">8I", siz, 6)
         components, depth = struct.unpack_from(">HB", siz, 38)
-        across, down = (
-            -(-(side - start) // tile)
-            for side, start, tile in ((columns, tile_left, tile_width), (rows, tile_top, tile_height))
-        )
-        end, parts, plain = _follow_tile_parts(frame, tiles, across * down)
-    except (struct.error, KeyError, IndexError, ZeroDivisionError):
-        raise ValueError("the header of the codestream is cut off or damaged") from None
-    if components != 1:
-        raise ValueError(f"{components} components instead of one")
+        if components != 1:
+            raise ValueError(f"{components} components instead of one")
+        sound = _is_sound(siz, cod, found[_QCD])
+        if sound:
+            across, down = (
+                -(-(side - start) // tile)
+                for side, start, tile in ((columns, tile_left, tile_width), (rows, tile_top, tile_height))
+            )
+            end, parts, plain = _follow_tile_parts(frame, tiles, across * down)
+    except (struct.error, KeyError, IndexError):
+        sound = False
+    if not sound:
+        raise ValueError("the header of the codestream is cut off or damaged")
     origin = (left, top, tile_left, tile_top) == (0, 0, 0, 0)
     whole = tile_width >= columns and tile_height >= rows
     levels = _levels(segments, cod) if origin and plain else 0
@@ -139,6 +144,36 @@ def _main_header(frame: memoryview, start: int) -> tuple[list[tuple[int, bytes]]
             raise ValueError("the header of the codestream is damaged")
         segments.append((marker, bytes(frame[position : position + 2 + length])))
         position += 2 + length
+
+
+def _is_sound(siz: bytes, cod: bytes, qcd: bytes) -> bool:
+    """Whether the values can be those of a grey image: decoders may crash, or never end, on some that cannot.
+
+    References
+    ----------
+    ITU-T T.800, A.5.1 (SIZ), A.6.1 (COD), A.6.4 (QCD), B.3 (tiles), E.1 (bit planes).
+    """
+    spans = []
+    for far, near, side, tile_near in zip(
+        *(struct.unpack_from(">2I", siz, offset) for offset in (6, 14, 22, 30)), strict=True
+    ):
+        if not tile_near <= near < min(far, tile_near + side):
+            return False
+        spans.append(-(-(far - tile_near) // side))
+    style, levels, blocks = cod[4], cod[9], (cod[10] + 2, cod[11] + 2)
+    guard_bits, kind = qcd[4] >> 5, qcd[4] & 31
+    steps = qcd[5:] if kind == 0 else qcd[5::2]  # Their upper five bits are an exponent in both forms.
+    return (
+        spans[0] * spans[1] <= 1 << 16
+        and siz[41:43] == b"\1\1"  # No subsampling.
+        and siz[40] & 0x7F < 16
+        and levels <= 32
+        and len(cod) == 14 + (levels + 1 if style & 1 else 0)
+        and max(blocks) <= 10
+        and sum(blocks) <= 12
+        and len(steps) == (1 if kind == 1 else 3 * levels + 1)
+        and max(steps) >> 3 <= _MAX_PLANES + 1 - guard_bits
+    )
 
 
 def _follow_tile_parts(frame: memoryview, position: int, tiles: int) -> tuple[int, int, bool]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import io
+import itertools
 import struct
 from collections.abc import Callable
 from typing import Any
@@ -148,9 +149,13 @@ def _open_uncompressed(header: Header) -> _Opened:
 
 def _open_rle(header: Header) -> _Opened:
     dtype = np.dtype(f"<u{header.bits_allocated // 8}")
-    (segments,) = struct.unpack_from("<I", header.frame)
+    segments, *offsets = struct.unpack_from("<16I", header.frame)
     if segments != dtype.itemsize:
         raise _DamagedError(f"{segments} segments instead of {dtype.itemsize}")
+    # PS3.5 G.5. The decoder reads wherever an offset leads it.
+    ends = [*offsets[:segments], len(header.frame)]
+    if ends[0] != 64 or any(start >= end for start, end in itertools.pairwise(ends)):
+        raise _DamagedError("segments out of order: truncated or damaged")
 
     def decode(r: int, skipped: int) -> Image:
         values = np.frombuffer(imagecodecs.dicomrle_decode(header.frame, dtype), dtype)
