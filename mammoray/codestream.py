@@ -220,7 +220,7 @@ def _levels(segments: list[tuple[int, bytes]], cod: bytes) -> int:
     return levels if plain and by_resolution and levels <= 32 else 0
 
 
-def reduced(stream: Codestream, level: int, skipped: int = 0) -> bytes:
+def reduced(stream: Codestream, level: int, skipped: int = 0, room: int = 0) -> bytes:
     """A codestream of the image halved ``level`` times (each side rounded up): the LL band of that wavelet level.
 
     Parameters
@@ -231,14 +231,18 @@ def reduced(stream: Codestream, level: int, skipped: int = 0) -> bytes:
         Lowest bit planes that its decoder shall leave out, of the finest two resolutions; one plane less of the next
         two, and so on. What is left out is below ``2**skipped`` in each coefficient, and mostly averages out. Without
         effect where ``stream.skippable`` is not.
+    room : int
+        Bits to add to the precision of a reversible codestream, whose values the precision only shifts: unsigned ones
+        come out ``2**(precision + room - 1) - 2**(precision - 1)`` higher, and a decoder neither clips nor wraps
+        those that lie beyond the range.
 
     References
     ----------
-    ITU-T T.800, B.5: the resolutions of an image are those of its LL band, and one more.
+    ITU-T T.800, B.5: the resolutions of an image are those of its LL band, and one more; G.1: the level shift.
     """
-    if level == 0 and not (skipped and stream.skippable):
+    if level == room == 0 and not (skipped and stream.skippable):
         return bytes(stream.data)
-    main = b"".join(_shortened(marker, segment, level) for marker, segment in stream._segments)
+    main = b"".join(_shortened(marker, segment, level, room) for marker, segment in stream._segments)
     return b"".join((struct.pack(">H", _SOC), main, *_needed(stream, level, skipped)))
 
 
@@ -257,7 +261,7 @@ def _needed(stream: Codestream, level: int, skipped: int) -> tuple[bytes | memor
     precincts = (
         [(size >> 4, size & 15) for size in cod[14 : 14 + resolutions]] if cod[4] & 1 else [(15, 15)] * resolutions
     )
-    room = np.empty(len(stream.data) * 11 // 10 + 8192, np.uint8)
+    out = np.empty(len(stream.data) * 11 // 10 + 8192, np.uint8)
     end, written = follow(
         np.frombuffer(stream.data, np.uint8),
         start + 2,
@@ -266,11 +270,11 @@ def _needed(stream: Codestream, level: int, skipped: int) -> tuple[bytes | memor
         np.array(precincts),
         _bit_planes(found[_QCD], resolutions),
         skip,
-        room,
+        out,
     )
     if end < 0:
         return everything
-    packets = room[:written].tobytes() if skip.any() else stream.data[start + 2 : end]
+    packets = out[:written].tobytes() if skip.any() else stream.data[start + 2 : end]
     part = bytearray(stream.data[stream._tiles : stream._tiles + 12])
     struct.pack_into(">I", part, 6, len(part) + 2 + len(packets))
     return bytes(part), struct.pack(">H", _SOD), packets, _EOC
@@ -287,7 +291,7 @@ def _bit_planes(qcd: bytes, resolutions: int) -> npt.NDArray[np.int64]:
     return planes
 
 
-def _shortened(marker: int, segment: bytes, level: int) -> bytes:
+def _shortened(marker: int, segment: bytes, level: int, room: int) -> bytes:
     """A marker segment as it stands in the main header of the smaller image."""
     changed = bytearray(segment)
     if marker in _HARMLESS:
@@ -296,6 +300,7 @@ def _shortened(marker: int, segment: bytes, level: int) -> bytes:
         sizes = struct.unpack_from(">4I", segment, 6), struct.unpack_from(">2I", segment, 22)
         for offset, values in zip((6, 22), sizes, strict=True):
             struct.pack_into(f">{len(values)}I", changed, offset, *(-(-value >> level) for value in values))
+        changed[40] += room
     elif marker == _COD:
         changed[9] -= level
         del changed[14 + (changed[9] + 1 if segment[4] & 1 else 0) :]  # Sizes of precincts, coarsest first.

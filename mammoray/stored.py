@@ -14,6 +14,8 @@ import functools
 import io
 import itertools
 import struct
+import sys
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -30,6 +32,7 @@ from mammoray.header import Header
 from mammoray.wavelet import low_pass
 
 Image = npt.NDArray[Any]
+_ROOM = 2  # Bits: the 5/3 low-pass of 0s and 1s lies between -1 and 2 at every level.
 _LOSSY = (
     uids.JPEGBaseline8Bit, uids.JPEGExtended12Bit, uids.JPEGLSNearLossless, uids.JPEG2000, uids.HTJ2K,
 )  # fmt: skip
@@ -89,7 +92,7 @@ class Pyramid:
         if header.transfer_syntax in _LOSSY:  # Rounding of a lossy codec may lead a little out of the range.
             return np.clip(values, header.lowest, header.highest)
         # The low-pass of sharp edges overshoots; a lossless frame itself must not.
-        room = (header.highest - header.lowest + 1) // 2 if r else 0
+        room = header.highest - header.lowest if r else 0
         if lowest < header.lowest - room or highest > header.highest + room:
             # Also the sign of damage in a lossless JPEG: an error in a difference runs through the rest of the image.
             found = str(lowest if lowest < header.lowest - room else highest)
@@ -173,15 +176,49 @@ def _open_jpeg2000(header: Header) -> _Opened:
         raise _DamagedError(str(error)) from None
     _same_size(header, stream.rows, stream.columns)
     if stream.high_throughput:
-        whole: Callable[[Any], Image] = imagecodecs.htj2k_decode
+        whole: Callable[[Any], Image] = _htj2k
     else:
         whole = functools.partial(imagecodecs.jpeg2k_decode, numthreads=1)
     if stream.levels and stream.signed == header.signed:
-        return lambda r, skipped: np.asarray(whole(codestream.reduced(stream, r, skipped))), stream.levels
+        return functools.partial(_by_header, stream, whole), stream.levels
     if not stream.signed and not header.signed and not stream.high_throughput:
         return functools.partial(_by_pillow, stream), stream.halvings
     # A low-pass of values whose sign is yet to be read from their bits would mix the two ends of the range.
     return lambda r, skipped: np.asarray(whole(stream.data)), 0
+
+
+_HOOK = threading.Lock()
+
+
+def _htj2k(data: bytes | memoryview) -> Image:
+    """Decode HTJ2K; imagecodecs prints what OpenJPH says of damage, and returns the image with the rest missing."""
+    said: list[object] = []
+
+    def hook(unraisable: sys.UnraisableHookArgs) -> None:
+        if "htj2k" in str(unraisable.object):
+            said.append(unraisable.exc_type)
+        else:
+            before(unraisable)
+
+    with _HOOK:  # The hook is the whole process's.
+        before, sys.unraisablehook = sys.unraisablehook, hook
+        try:
+            values = np.asarray(imagecodecs.htj2k_decode(data))
+        finally:
+            sys.unraisablehook = before
+    if said:
+        raise _DamagedError("damaged data")
+    return values
+
+
+def _by_header(stream: codestream.Codestream, whole: Callable[[Any], Image], r: int, skipped: int) -> Image:
+    """Level ``r``, which a codestream with a header of that level alone is all of."""
+    if not stream.reversible:
+        return np.asarray(whole(codestream.reduced(stream, r)))
+    # A low-pass reaches beyond the range, as damage does: OpenJPH would wrap such values, and OpenJPEG clip them.
+    values = np.asarray(whole(codestream.reduced(stream, r, skipped, _ROOM)))
+    shift = 0 if stream.signed else ((1 << _ROOM) - 1) << (stream.precision - 1)
+    return np.subtract(values, shift, dtype=np.int32, casting="unsafe")
 
 
 def _same_size(header: Header, rows: int, columns: int) -> None:
