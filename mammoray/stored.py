@@ -33,6 +33,7 @@ from mammoray.wavelet import low_pass
 
 Image = npt.NDArray[Any]
 _ROOM = 2  # Bits: the 5/3 low-pass of 0s and 1s lies between -1 and 2 at every level.
+_MORE = b"\x5a\xa5\x36\xc9" * 16  # Data for a JPEG decoder that asks for more than there are.
 _LOSSY = (
     uids.JPEGBaseline8Bit, uids.JPEGExtended12Bit, uids.JPEGLSNearLossless, uids.JPEG2000, uids.HTJ2K,
 )  # fmt: skip
@@ -242,15 +243,26 @@ def _by_pillow(stream: codestream.Codestream, r: int, skipped: int) -> Image:
 
 
 def _open_jpeg(header: Header) -> _Opened:
-    """.50, .51 and .57, and .70 in a form that :mod:`mammoray.ljpeg` does not take."""
+    """.50 and .51, and .57 and .70 in a form that :mod:`mammoray.ljpeg` does not take."""
     _same_size(header, *_jpeg_size(header.frame))
-    # libjpeg-turbo fills the rest of a truncated image with grey and says nothing.
-    _ends(header.frame)
-    return lambda r, skipped: np.asarray(imagecodecs.jpeg8_decode(header.frame)), 0
+    _long_enough(header, 256)  # A block of 64 pixels has two codes of a bit or more; T.81 F.1.2.
+    end = _ends(header.frame)
+
+    def decode(r: int, skipped: int) -> Image:
+        values = np.asarray(imagecodecs.jpeg8_decode(header.frame))
+        # libjpeg-turbo fills the rest of a truncated image and says nothing. It skips what is left after the last
+        # pixel, so that more data before the end marker change the image only where some were missing.
+        more = b"".join((header.frame[:end], _MORE, header.frame[end:]))
+        if not np.array_equal(values, imagecodecs.jpeg8_decode(more)):
+            raise _DamagedError("the data end before the last pixel: truncated or damaged")
+        return values
+
+    return decode, 0
 
 
 def _open_jpeg_lossless(header: Header) -> _Opened:
     _same_size(header, *_jpeg_size(header.frame))
+    _long_enough(header, 8)  # A pixel has a code of a bit or more; T.81 H.1.2.2.
 
     def decode(r: int, skipped: int) -> Image:
         try:
@@ -279,9 +291,18 @@ def _jpeg_size(frame: memoryview) -> tuple[int, int]:
     raise _DamagedError("no JPEG frame header")
 
 
-def _ends(frame: memoryview) -> None:
-    if not bytes(frame[-64:]).rstrip(b"\x00").endswith(b"\xff\xd9"):
+def _long_enough(header: Header, pixels_of_a_byte: int) -> None:
+    """Few bytes that claim a huge image are refused before memory is taken for it."""
+    if len(header.frame) * pixels_of_a_byte < header.rows * header.columns:
+        raise _DamagedError(f"{len(header.frame)} bytes: too few for the image")
+
+
+def _ends(frame: memoryview) -> int:
+    """Index of the end marker, behind which there may be zeros."""
+    last = bytes(frame[-64:]).rstrip(b"\x00")
+    if not last.endswith(b"\xff\xd9"):
         raise _DamagedError("no end marker: it is truncated")
+    return max(0, len(frame) - 64) + len(last) - 2
 
 
 def _open_by_pydicom(header: Header) -> _Opened:
@@ -303,7 +324,7 @@ _OPENERS: dict[str, Callable[[Header], _Opened]] = {
     uids.RLELossless: _open_rle,
     uids.JPEGBaseline8Bit: _open_jpeg,
     uids.JPEGExtended12Bit: _open_jpeg,
-    uids.JPEGLossless: _open_jpeg,
+    uids.JPEGLossless: _open_jpeg_lossless,
     uids.JPEGLosslessSV1: _open_jpeg_lossless,
     uids.JPEGLSLossless: _open_jpegls,
     uids.JPEGLSNearLossless: _open_jpegls,
