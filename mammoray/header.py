@@ -234,12 +234,15 @@ def _check(dataset: pydicom.Dataset, name: str, frame: str) -> dict[str, Any]:
     if allocated not in (8, 16) or not 1 <= bits <= allocated:
         where, found = "Bits Allocated / Stored", f"{allocated} / {bits}"
         raise refuse(where, "8 or 16, and no more stored", found, "The header is damaged.")
+    if (representation := _integer(dataset, "PixelRepresentation", name, 0)) not in (0, 1):
+        where, found = "Pixel Representation (0028,0103)", str(representation)
+        raise refuse(where, "0 (unsigned) or 1 (signed)", found, "The header is damaged.")
     return {
         "rows": rows,
         "columns": columns,
         "bits_allocated": allocated,
         "bits_stored": bits,
-        "signed": _integer(dataset, "PixelRepresentation", name, 0) == 1,
+        "signed": representation == 1,
         "inverted": photometric == "MONOCHROME1",
         "frames": frames,
     }
