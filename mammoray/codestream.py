@@ -189,8 +189,8 @@ def _follow_tile_parts(frame: memoryview, position: int, tiles: int) -> tuple[in
         seen[tile] += 1
         wanted[tile] = max(wanted.get(tile, 1), parts, part + 1)
         end = position + length
-        if length == 0:  # A.4.2: up to EOC. Only zeros, to an even length, may follow it.
-            end = position + len(bytes(frame[position:]).rstrip(b"\x00")) - len(_EOC)
+        if length == 0:  # A.4.2: up to EOC. Only zeros or ones, to an even length, may follow it.
+            end = position + len(bytes(frame[position:]).rstrip(b"\x00\xff")) - len(_EOC)
         following = bytes(frame[end : end + 2])
         if following == _EOC:
             break

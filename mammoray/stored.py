@@ -298,8 +298,8 @@ def _long_enough(header: Header, pixels_of_a_byte: int) -> None:
 
 
 def _ends(frame: memoryview) -> int:
-    """Index of the end marker, behind which there may be zeros."""
-    last = bytes(frame[-64:]).rstrip(b"\x00")
+    """Index of the end marker, which some writers fill with zeros or ones to an even length."""
+    last = bytes(frame[-64:]).rstrip(b"\x00\xff")
     if not last.endswith(b"\xff\xd9"):
         raise _DamagedError("no end marker: it is truncated")
     return max(0, len(frame) - 64) + len(last) - 2
