@@ -74,6 +74,7 @@ class Pyramid:
 
     def _values(self, r: int, skipped: int) -> Image:
         if r not in self._levels:
+            # Not from a finer level that was decoded: of that, a decoder may have clipped the overshoot.
             if r <= self._deepest:
                 self._levels[r] = self._checked(self._decode(r, skipped), r)
             else:
