@@ -59,9 +59,10 @@ def _range(dataset: pydicom.Dataset) -> tuple[float, float]:
 
 
 def shrink(grey: FloatImage, box: tuple[slice, slice], size: tuple[int, int]) -> FloatImage:
-    """Area resize of ``box`` to ``size`` (rows, columns)."""
+    """Area resize of ``box`` to ``size`` (rows, columns); linear where that enlarges."""
     cut = np.ascontiguousarray(grey[box])
-    return np.asarray(cv2.resize(cut, size[::-1], interpolation=cv2.INTER_AREA), np.float32)
+    how = cv2.INTER_AREA if size[0] <= cut.shape[0] else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(cut, size[::-1], interpolation=how), np.float32)
 
 
 def frame_of(decoded: Decoded) -> tuple[tuple[slice, slice], tuple[int, int], tuple[slice, slice]]:

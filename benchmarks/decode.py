@@ -2,7 +2,7 @@
 
 The baseline is what people do today: ``pydicom.dcmread(path).pixel_array``, ``apply_voi_lut``, MONOCHROME1, an area
 resize. Baseline and mammoray's decode take turns on each file, in one process, from a warm page cache; times are CPU
-seconds of all threads, ratios those of one round, medians over rounds and then over files.
+seconds of all threads; medians over rounds, then over files.
 
     OMP_NUM_THREADS=1 python benchmarks/decode.py                 # everything, about ten minutes on two cores
     python benchmarks/decode.py --quick                           # a look at small images, under a minute
@@ -101,7 +101,8 @@ def speed_tables(samples: Sequence[Sample], size: Size) -> None:
                 rows.append(["", "against Pillow", "", *speed.ratios(found, size.targets, crop, "pillow")])
             errors.append([*label, *speed.fidelity(found, size.targets, crop)])
     note = (
-        "Baseline CPU seconds over mammoray's in the same round (and mammoray's milliseconds), medians over the files. "
+        "Baseline over mammoray, CPU time: ratio of the medians over the files; paired: median of the files' ratios, "
+        "in which small files count as much as large ones; both medians in milliseconds. "
         "The baseline decodes with the plugin that pydicom chooses; `against Pillow`: with its Pillow plugin instead."
     )
     table("Speed, by longer side of the decoded image", ["syntax", "crop", "files", *sides], rows, note)
@@ -139,7 +140,7 @@ def syntax_table(samples: Sequence[Sample], size: Size) -> None:
         refused = ", ".join(sorted({t.refused for t in timings if t.refused}))
         cells = speed.ratios(timings, (target,), "none") + speed.fidelity(timings, (target,), "none")
         rows.append([LABELS[syntax], str(len(files)), *cells, refused])
-    header = ["syntax", "files", "ratio (mammoray)", "mean error, SSIM", "the baseline says"]
+    header = ["syntax", "files", "ratio (baseline : mammoray)", "mean error, SSIM", "the baseline says"]
     table(f"Other transfer syntaxes at {target}, no crop", header, rows)
 
 

@@ -37,7 +37,7 @@ def test_speed_is_given_as_ratios_for_both_syntaxes_and_crops(printed: str) -> N
         [".70 JPEG Lossless SV1", "breast"],
     ]
     for row in rows:
-        assert all(re.fullmatch(r"\d+\.\dx \(\d+ ms\)", cell) for cell in row[-3:]), row
+        assert all(re.fullmatch(r"\d+\.\dx, \d+\.\dx paired \(\d+ : \d+ ms\)", cell) for cell in row[-3:]), row
     assert len(cells(printed, "Speed of .90, by geometry")) == len(cells(printed, "Corpus"))
 
 
