@@ -220,7 +220,7 @@ def _by_header(stream: codestream.Codestream, whole: Callable[[Any], Image], r: 
     # A low-pass reaches beyond the range, as damage does: OpenJPH would wrap such values, and OpenJPEG clip them.
     values = np.asarray(whole(codestream.reduced(stream, r, skipped, _ROOM)))
     shift = 0 if stream.signed else ((1 << _ROOM) - 1) << (stream.precision - 1)
-    return np.subtract(values, shift, dtype=np.int32, casting="unsafe")
+    return np.asarray(np.subtract(values, shift, dtype=np.int32, casting="unsafe"))
 
 
 def _same_size(header: Header, rows: int, columns: int) -> None:

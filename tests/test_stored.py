@@ -80,7 +80,7 @@ def edges(bits: int, shape: tuple[int, int] = (133, 90), signed: bool = False) -
     smooth = np.add.outer(np.arange(shape[0]), np.arange(shape[1])) * (2**bits // 2 // sum(shape))
     sharp = rng.integers(0, 2, shape) * (2**bits - 1)
     values = np.where(rng.random(shape) < 0.3, sharp, smooth)
-    return (values - 2 ** (bits - 1)).astype(np.int16) if signed else values.astype(np.uint16)
+    return np.asarray(values - 2 ** (bits - 1), np.int16) if signed else np.asarray(values, np.uint16)
 
 
 def pyramid(values: npt.NDArray[Any], bits: int, signed: bool = False) -> list[npt.NDArray[Any]]:
