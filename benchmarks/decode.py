@@ -24,7 +24,6 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import corpus
 import cv2
@@ -42,6 +41,8 @@ FLOORS = {(J2K, "none"): (100, 40, 12), (J2K, "breast"): (65, 20, 5.5), (JLL, "n
 """Ratios to reach at the three targets."""
 LARGEST_ERROR, LEAST_SSIM = (0.012, 0.010, 0.007), 0.995
 LARGEST_SHARPNESS, LARGEST_ACCURACY = 0.05, 0.55
+SIGNED_MODES = ("none", "none, visible")
+"""Modes in which a signature of the syntax is looked for."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,12 +73,12 @@ def table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]], note
         print("| " + " | ".join(row) + " |", flush=True)
 
 
-def measured(samples: Iterable[Sample], size: Size, *rest: Sequence[Any]) -> list[speed.Timing]:
+def measured(samples: Iterable[Sample], size: Size, targets: Sequence[int], modes: Sequence[str]) -> list[speed.Timing]:
     """Timings of the files that mammoray can decode; of others, the reason is printed."""
     timings = []
     for sample in samples:
         try:
-            timings.append(speed.measure(sample, *(rest or (size.targets,)), rounds=size.rounds))
+            timings.append(speed.measure(sample, targets, modes, rounds=size.rounds))
         except DecodeError as error:
             print(f"left out: {error}")
     return timings
@@ -85,21 +86,27 @@ def measured(samples: Iterable[Sample], size: Size, *rest: Sequence[Any]) -> lis
 
 def speed_tables(samples: Sequence[Sample], size: Size) -> None:
     """Ratios and errors by syntax and crop, then of JPEG 2000 by geometry."""
-    timings = measured(samples, size)
+    timings = [
+        timing
+        for sample in samples
+        for timing in measured(
+            [sample], size, size.targets, tuple(speed.MODES) if sample.syntax == J2K else speed.EXACT
+        )
+    ]
     by_syntax: dict[str, list[speed.Timing]] = defaultdict(list)
     for timing in timings:
         by_syntax[timing.sample.syntax].append(timing)
     sides = [str(target) for target in size.targets]
     rows, errors = [], []
     for syntax, found in by_syntax.items():
-        for crop in speed.CROPS:
-            label = [LABELS.get(syntax, syntax), crop, str(len(found))]
-            rows.append([*label, *speed.ratios(found, size.targets, crop)])
-            if (syntax, crop) in FLOORS and size is FULL:
-                rows.append(["", "asked for", "", *(f"{floor}x" for floor in FLOORS[syntax, crop])])
+        for mode in speed.MODES if syntax == J2K else speed.EXACT:
+            label = [LABELS.get(syntax, syntax), mode, str(len(found))]
+            rows.append([*label, *speed.ratios(found, size.targets, mode)])
+            if (syntax, mode) in FLOORS and size is FULL:
+                rows.append(["", "asked for", "", *(f"{floor}x" for floor in FLOORS[syntax, mode])])
             if syntax == J2K:
-                rows.append(["", "against Pillow", "", *speed.ratios(found, size.targets, crop, "pillow")])
-            errors.append([*label, *speed.fidelity(found, size.targets, crop)])
+                rows.append(["", "against Pillow", "", *speed.ratios(found, size.targets, mode, "pillow")])
+            errors.append([*label, *speed.fidelity(found, size.targets, mode)])
     note = (
         "Baseline over mammoray, CPU time: ratio of the medians over the files; paired: median of the files' ratios, "
         "in which small files count as much as large ones; both medians in milliseconds. "
@@ -122,10 +129,9 @@ def print_by_geometry(timings: Sequence[speed.Timing], targets: Sequence[int]) -
     rows = []
     for timing in sorted(timings, key=lambda t: t.sample.shape):
         shape = f"{timing.sample.shape[0]} x {timing.sample.shape[1]}"
-        cells = [speed.ratios([timing], targets, crop) for crop in speed.CROPS]
-        rows.append([shape, timing.sample.family, *cells[0], *cells[1]])
-    header = ["rows x columns", "pixels", *map(str, targets), *(f"{target} breast" for target in targets)]
-    table("Speed of .90, by geometry", header, rows)
+        for mode in speed.MODES:
+            rows.append([shape, timing.sample.family, mode, *speed.ratios([timing], targets, mode)])
+    table("Speed of .90, by geometry", ["rows x columns", "pixels", "crop", *map(str, targets)], rows)
 
 
 def syntax_table(samples: Sequence[Sample], size: Size) -> None:
@@ -166,31 +172,31 @@ def exact_table() -> None:
 
 def sharpness_table(samples: Sequence[Sample], size: Size) -> None:
     """Laplacian energy by syntax."""
-    header = ["target", *(f"{name}, energy (ms)" for name in signature.SYNTAXES), "apart", "worst file"]
+    header = ["target", "crop", *(f"{name}, energy (ms)" for name in signature.SYNTAXES), "apart", "worst file"]
     rows = []
     chosen = [s for s in samples if s.syntax in signature.SYNTAXES.values()]
-    for target in size.targets:
-        found = signature.sharpness(chosen, target)
+    for target, mode in ((target, mode) for target in size.targets for mode in SIGNED_MODES):
+        found = signature.sharpness(chosen, target, mode)
         cells = [f"{found.median(name):.3f} ({ms:.0f})" for name, ms in found.milliseconds.items()]
-        rows.append([str(target), *cells, f"{found.apart:.1%}", f"{found.apart_worst:.1%}"])
+        rows.append([str(target), mode, *cells, f"{found.apart:.1%}", f"{found.apart_worst:.1%}"])
     note = (
         "Laplacian energy over the breast, by that of the uncompressed file, and what the decode costs: medians. "
         f"Asked for: at most {LARGEST_SHARPNESS:.0%} apart."
     )
-    table("Sharpness of the same pixels in three transfer syntaxes, no crop", header, rows, note)
+    table("Sharpness of the same pixels in three transfer syntaxes", header, rows, note)
 
 
 def classifier_table(size: Size) -> None:
     """How often a logistic regression can tell the syntax."""
-    found = signature.tell(size.images, size.targets[0], size.side)
-    rows = [[" or ".join(pair), f"{accuracy:.1%}"] for pair, accuracy in found.items()]
+    found = {mode: signature.tell(size.images, size.targets[0], size.side, mode) for mode in SIGNED_MODES}
+    rows = [[" or ".join(pair), *(f"{found[mode][pair]:.1%}" for mode in found)] for pair in found["none"]]
     note = (
         f"{size.images} images of {size.side} rows in each syntax, decoded to {size.targets[0]}; logistic regression "
         "on their spectrum and principal components, five folds grouped by phantom. "
         f"Asked for: at most {LARGEST_ACCURACY:.0%}; chance is 50 %. "
         "The last row is a control: JPEG 2000's low-pass samples taken for averages."
     )
-    table("Telling the transfer syntax of a decoded image", ["syntaxes", "accuracy"], rows, note)
+    table("Telling the transfer syntax of a decoded image", ["syntaxes", *SIGNED_MODES], rows, note)
 
 
 def run(parts: Sequence[str], samples: Sequence[Sample], size: Size, synthetic: bool) -> None:

@@ -68,20 +68,20 @@ def energy(image: Image, mask: npt.NDArray[np.bool_]) -> float:
     return float((cv2.Laplacian(image, cv2.CV_32F)[inner if inner.any() else mask] ** 2).mean())
 
 
-def sharpness(samples: Sequence[Sample], target: int, **settings: Any) -> Sharpness:
+def sharpness(samples: Sequence[Sample], target: int, mode: str) -> Sharpness:
     """Decode each image of the corpus from the three syntaxes of :data:`SYNTAXES`."""
     by_name: dict[str, dict[str, Sample]] = {}
     for sample in samples:
         by_name.setdefault(sample.image, {})[sample.syntax] = sample
     energies: dict[str, list[float]] = {name: [] for name in SYNTAXES}
     spent: dict[str, list[float]] = {name: [] for name in SYNTAXES}
-    config = framed(target, "none", **settings)
+    config = framed(target, mode)
     for files in by_name.values():
         found = {}
         for name, syntax in SYNTAXES.items():
             time_s, decoded = seconds(lambda path=files[syntax].path: decode(path, config))
             spent[name].append(time_s)
-            found[name] = decoded.pixels[frame_of(decoded)[2]].astype(np.float32) / 65535
+            found[name] = decoded.pixels[frame_of(decoded)[2]].astype(np.float32) / 255
         mask = breast(found["uncompressed"])
         whole = energy(found["uncompressed"], mask)
         for name, image in found.items():
@@ -89,7 +89,7 @@ def sharpness(samples: Sequence[Sample], target: int, **settings: Any) -> Sharpn
     return Sharpness(target, energies, {name: 1000 * statistics.median(times) for name, times in spent.items()})
 
 
-def tell(images: int, target: int, side: int, processes: int = 2, **settings: Any) -> dict[tuple[str, str], float]:
+def tell(images: int, target: int, side: int, mode: str, processes: int = 2) -> dict[tuple[str, str], float]:
     """Accuracy of telling two syntaxes apart, by pair, in five folds grouped by phantom; 0.5 is chance.
 
     ``images`` images of ``side`` rows, each in each syntax, are decoded to ``target``. They come from one machine,
@@ -97,7 +97,7 @@ def tell(images: int, target: int, side: int, processes: int = 2, **settings: An
     """
     phantoms = max(5, images // CROPS)
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        tasks = [pool.submit(_one_phantom, seed, target, side, settings) for seed in range(phantoms)]
+        tasks = [pool.submit(_one_phantom, seed, target, side, mode) for seed in range(phantoms)]
         found = [task.result() for task in tasks]
     groups = np.repeat(np.arange(phantoms), CROPS)
     by_name = {name: np.concatenate([images[name] for images in found]) for name in found[0]}
@@ -105,7 +105,7 @@ def tell(images: int, target: int, side: int, processes: int = 2, **settings: An
     return {pair: _accuracy(by_name[pair[0]], by_name[pair[1]], groups) for pair in pairs}
 
 
-def _one_phantom(seed: int, target: int, side: int, settings: dict[str, Any]) -> dict[str, Image]:
+def _one_phantom(seed: int, target: int, side: int, mode: str) -> dict[str, Image]:
     """Pixels of :data:`CROPS` cuts of a phantom, (CROPS, target, target), decoded from each syntax."""
     cv2.setNumThreads(1)
     rng = np.random.default_rng([seed, 7])
@@ -113,26 +113,26 @@ def _one_phantom(seed: int, target: int, side: int, settings: dict[str, Any]) ->
     shape = (side * 5 // 4, side)
     phantom = render(anatomy("ABCD"[seed % 4], rng), "L", ("CC", "MLO")[seed // 4 % 2], shape, rng)
     stored = quantise(shown(phantom, Tone(noise=0.006, marker=0.0), "", rng), encoding)
-    config = framed(target, "none", **settings)
+    config = framed(target, mode)
     found: dict[str, list[Any]] = {name: [] for name in (*SYNTAXES, CONTROL)}
     for _ in range(CROPS):
         top, left = int(rng.integers(0, shape[0] - side)), int(rng.integers(0, side // 4))
         cut = np.ascontiguousarray(stored[top : top + side, left : left + side * 3 // 4])
         for name, syntax in SYNTAXES.items():
             content = make_dicom(cut, replace(encoding, transfer_syntax=syntax))
-            found[name].append(decode(content, config).pixels.astype(np.float32) / 65535)
-        found[CONTROL].append(_careless(cut, encoding, target, settings))
+            found[name].append(decode(content, config).pixels.astype(np.float32) / 255)
+        found[CONTROL].append(_careless(cut, encoding, target, mode))
     return {name: np.stack(images) for name, images in found.items()}
 
 
-def _careless(stored: npt.NDArray[np.uint16], encoding: Encoding, target: int, settings: dict[str, Any]) -> Image:
+def _careless(stored: npt.NDArray[np.uint16], encoding: Encoding, target: int, mode: str) -> Image:
     low = stored.astype(np.float32)
     taps = np.array([-1, 2, 6, 2, -1], np.float32) / 8  # low-pass of the 5/3 wavelet, ITU-T T.800 F.4.8.1
     while max(low.shape) >= 2 * target:
         low = cv2.sepFilter2D(low, -1, taps, taps, borderType=cv2.BORDER_REFLECT_101)[::2, ::2]
     small = np.clip(np.rint(low), 0, 2**encoding.bits_stored - 1).astype(np.uint16)
     content = make_dicom(small, replace(encoding, transfer_syntax=RAW))
-    return decode(content, framed(target, "none", **settings)).pixels.astype(np.float32) / 65535
+    return decode(content, framed(target, mode)).pixels.astype(np.float32) / 255
 
 
 def features(image: Image) -> npt.NDArray[np.float64]:

@@ -16,14 +16,21 @@ from corpus import J2K, Sample
 from mammoray.config import DecodeConfig, replace
 from mammoray.decode import Decoded, decode
 
-CROPS = ("none", "breast")
+MODES: dict[str, dict[str, Any]] = {
+    "none": {"crop": "none"},
+    "breast": {"crop": "breast"},
+    "none, visible": {"crop": "none", "bit_planes": "visible"},
+    "breast, visible": {"crop": "breast", "bit_planes": "visible"},
+}
+"""How tables call the crop, and whether bit planes that cannot be seen are left out; the first two are exact."""
+EXACT, VISIBLE = tuple(MODES)[:2], tuple(MODES)[2:]
 QUICK_S = 0.3
 """A decode below this many seconds is timed three times a round: short times scatter most."""
 
 
 @dataclass(kw_only=True, slots=True)
 class Timing:
-    """Seconds of one file, a value a round, and its errors; keys are (target, crop)."""
+    """Seconds of one file, a value a round, and its errors; keys are (target, mode)."""
 
     sample: Sample
     baseline: dict[tuple[int, str], list[float]] = field(default_factory=lambda: defaultdict(list))
@@ -39,11 +46,9 @@ class Timing:
         return statistics.median(theirs / ours for theirs, ours in pairs)
 
 
-def framed(target: int, crop: str, **settings: Any) -> DecodeConfig:
-    """Settings whose longer side is ``target``, without mirroring."""
-    return replace(
-        DecodeConfig(height=target, width=target, crop="none", orient="none", depth=16), crop=crop, **settings
-    )
+def framed(target: int, mode: str) -> DecodeConfig:
+    """Settings of a mode whose longer side is ``target``, without mirroring."""
+    return replace(DecodeConfig(height=target, width=target, orient="none"), **MODES[mode])
 
 
 def seconds(work: Callable[[], Any]) -> tuple[float, Any]:
@@ -53,14 +58,14 @@ def seconds(work: Callable[[], Any]) -> tuple[float, Any]:
     return time.process_time() - started, result
 
 
-def measure(sample: Sample, targets: Sequence[int], crops: Sequence[str] = CROPS, *, rounds: int) -> Timing:
+def measure(sample: Sample, targets: Sequence[int], modes: Sequence[str] = EXACT, *, rounds: int) -> Timing:
     """Time one file. The full decode of a round is shared by the targets; each adds its own resize to it."""
     timing = Timing(sample=sample)
     sample.path.read_bytes()  # into the page cache
     for round_ in range(rounds):
         full, grey = _baseline(sample, timing)
         other = seconds(lambda: windowed(sample.path, "pillow"))[0] if sample.syntax == J2K else None
-        for key in ((target, crop) for target in targets for crop in crops):
+        for key in ((target, mode) for target in targets for mode in modes):
             spent, decoded = _ours(sample, framed(*key))
             timing.ours[key].append(spent)
             box, size, _ = frame_of(decoded)
@@ -91,12 +96,12 @@ def _ours(sample: Sample, config: DecodeConfig) -> tuple[float, Decoded]:
     return statistics.median([spent, *(seconds(lambda: decode(sample.path, config))[0] for _ in range(2))]), decoded
 
 
-def ratios(timings: Sequence[Timing], targets: Sequence[int], crop: str, against: str = "baseline") -> list[str]:
+def ratios(timings: Sequence[Timing], targets: Sequence[int], mode: str, against: str = "baseline") -> list[str]:
     """Cells ``ratio of the median times, paired: median of the files' ratios (median ms of both)``, one a target.
 
     The first is what a set of such files takes; in the second every file counts the same, the small ones too.
     """
-    return [_cell(timings, (target, crop), against) for target in targets]
+    return [_cell(timings, (target, mode), against) for target in targets]
 
 
 def _cell(timings: Sequence[Timing], key: tuple[int, str], against: str) -> str:
@@ -114,11 +119,11 @@ def _median_ms(times: Iterable[Sequence[float]]) -> float:
     return 1000 * statistics.median(statistics.median(of_file) for of_file in times if of_file)
 
 
-def fidelity(timings: Iterable[Timing], targets: Sequence[int], crop: str) -> list[str]:
+def fidelity(timings: Iterable[Timing], targets: Sequence[int], mode: str) -> list[str]:
     """Cells ``median (worst) mean error, median (worst) SSIM``, one a target."""
     cells = []
     for target in targets:
-        found = [t.errors[target, crop] for t in timings if (target, crop) in t.errors]
+        found = [t.errors[target, mode] for t in timings if (target, mode) in t.errors]
         if not found:
             cells.append("-")
             continue
