@@ -29,7 +29,8 @@ check: setup
 	$(BIN)/mypy
 
 bench: setup
-	$(BIN)/python benchmarks/ingest.py 64
+	$(BIN)/python -m benchmarks.ingest
+	$(BIN)/python -m benchmarks.memory
 
 lock: setup
 	$(BIN)/pip install --quiet --disable-pip-version-check uv
