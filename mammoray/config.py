@@ -96,16 +96,27 @@ class DecodeConfig:
     """Rows of the decoded image, in pixels."""
     width: int = 384
     """Columns of the decoded image, in pixels."""
+    frame: Literal["only", "first"] = "only"
+    """only: a file with several frames is an error. first: its first frame is taken."""
     window: Literal["voi", "percentile", "none"] = "voi"
-    """Grey scale. voi: the header's first VOI window or LUT (full range where it has none). percentile: the 1st to
-    99.5th percentile of the non-background pixels. none: the whole range of the stored bits."""
+    """Grey scale. voi: the header's first VOI LUT or window (full range where it has none). percentile: the 1st to
+    99.5th percentile of the breast's pixels. none: the whole range of the stored bits, linear."""
     crop: Literal["breast", "none"] = "breast"
-    """breast: cut to the bounding box of the largest bright region, without labels and background. none: whole
-    image."""
-    orient: Literal["left", "none"] = "left"
-    """left: mirror images whose breast enters from the right, so that the chest wall is always at the left."""
+    """breast: cut to the bounding box of the largest bright region. none: whole image."""
+    background: Literal["black", "keep"] = "black"
+    """With --crop breast: make all that is not breast black, labels and markers inside the box too, or keep it."""
+    orient: Literal["content", "laterality", "none"] = "content"
+    """Mirror images so that the chest wall is at the left. content: where the breast is tallest at the right.
+    laterality: where the header says R. none: never."""
     resize: Literal["pad", "stretch"] = "pad"
     """pad: keep the aspect ratio and fill with black. stretch: fill the frame, as many older pipelines do."""
+    detail: float = 1.0
+    """Samples per output pixel, along a side, that the decoded wavelet level must have at least, 0.5 to 1. 0.75 halves
+    the time of JPEG 2000 files whose next level falls just short of the size, and is a little softer there."""
+    bit_planes: Literal["all", "visible"] = "all"
+    """all: every lossless encoding of an image gives the same pixels. visible: leave out what JPEG 2000 codes below two
+    grey levels of each wavelet coefficient, most of which averages out: 1.3 to 2 times as fast, and off by a grey level
+    in a third of the pixels."""
     depth: Literal[8, 16] = 8
     """Bits of a decoded pixel. 8 is what a display window was made for and halves the cache; 16 keeps fine contrast."""
 
@@ -113,6 +124,7 @@ class DecodeConfig:
         _require_choices(self)
         for name in ("height", "width"):
             _require(32 <= getattr(self, name) <= 8192, name, "32 to 8192 pixels", getattr(self, name))
+        _require(0.5 <= self.detail <= 1, "detail", "0.5 to 1", self.detail)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

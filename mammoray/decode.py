@@ -1,43 +1,39 @@
 """One DICOM file to one grey image, ``(H, W)``, dense tissue bright and background 0.
 
-The order of the steps is DICOM's (PS3.3 C.7.6.3, C.11.1, C.11.2), with the resize put before the grey-scale steps,
-which are then done on few pixels: stored values -> padding -> crop -> resize -> modality LUT -> VOI -> MONOCHROME1
-inversion -> mirror -> pad to the frame. Nothing is guessed: what cannot be decoded as the header says raises
-:class:`DecodeError`.
+In the order in which it happens: header -> breast, on a thumbnail -> the wavelet level that is just large enough ->
+grey by table (modality LUT, VOI, MONOCHROME1, padding: DICOM's order, PS3.3 C.7.6.3, C.11.1, C.11.2) -> mean over each
+output pixel -> background to black -> mirror -> frame. Nothing is guessed: what cannot be decoded as the header says
+raises :class:`~mammoray.errors.DecodeError`.
 
 Shapes: ``H, W`` the decoded image, ``h, w`` the stored one.
 """
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
-import warnings
-from collections.abc import Callable, Iterator
+import mmap
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import cv2
-import imagecodecs
 import numpy as np
 import numpy.typing as npt
-import pydicom
-from pydicom import encaps, pixels
-from pydicom.errors import InvalidDicomError
 
+from mammoray import breast, grey, header, stored
 from mammoray.config import DecodeConfig
 from mammoray.errors import DecodeError
+from mammoray.header import Header
+from mammoray.resample import resample
 
-DECODER_VERSION = 1
+DECODER_VERSION = 2
 """Part of the cache key: raise it whenever the same file and settings would give other pixels."""
 
-_MAX_PIXELS = 2**28  # 16,384 x 16,384, three times the largest detector; a damaged header can claim 2**32.
-_THUMBNAIL = 256  # Long side on which the breast is looked for, in pixels.
-_EOI = b"\xff\xd9"
+_THUMBNAIL = 160  # Pixels that the long side has at least where the breast is looked for; less than twice as many.
 
-Image = npt.NDArray[Any]
+_VISIBLE_STEPS = 2  # Of the decoded grey levels; what this costs in fidelity stands in docs/benchmarks.md.
+
+Mask = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,6 +50,8 @@ class Geometry:
         Output pixels per stored pixel.
     pad_top, pad_left : int
         Position of the resized crop in the output frame, in output pixels.
+    level : int
+        How often the image was halved before the last resample.
     """
 
     top: int
@@ -65,6 +63,7 @@ class Geometry:
     scale_x: float
     pad_top: int
     pad_left: int
+    level: int
 
     def to_source(self, row: float, column: float) -> tuple[float, float]:
         """Stored (row, column) of an output position; pixel centres are at whole numbers."""
@@ -77,7 +76,7 @@ class Geometry:
 class Decoded:
     """A decoded image: ``pixels`` is (H, W), uint8 or uint16 by ``DecodeConfig.depth``."""
 
-    pixels: Image
+    pixels: npt.NDArray[Any]
     geometry: Geometry
     transfer_syntax: str
 
@@ -103,10 +102,10 @@ def decode(source: Path | bytes, config: DecodeConfig, name: str | None = None) 
         The file cannot be read at all.
     """
     name = name or (str(source) if isinstance(source, Path) else "bytes")
-    content = source.read_bytes() if isinstance(source, Path) else source
-    with _pydicom_silent():
+    content = _map(source) if isinstance(source, Path) else source
+    with header.pydicom_silent():
         try:
-            return _decode(content, config, name)
+            return _decode(header.read(content, name, config.frame), config)
         except DecodeError:
             raise
         except Exception as error:
@@ -118,358 +117,153 @@ def decode(source: Path | bytes, config: DecodeConfig, name: str | None = None) 
             ) from None
 
 
-@contextlib.contextmanager
-def _pydicom_silent() -> Iterator[None]:
-    """Keep pydicom from warning and logging: it quotes header values that it finds odd, a patient's name among them."""
-    logger = logging.getLogger("pydicom")
-    before, logger.disabled = logger.disabled, True
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.disabled = before
+def _map(path: Path) -> bytes | memoryview:
+    """A file's content, of which only what is looked at is read: a small part where low resolutions come first."""
+    with path.open("rb") as file:
+        if os.fstat(file.fileno()).st_size == 0:
+            return b""
+        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
 
-def _decode(content: bytes, config: DecodeConfig, name: str) -> Decoded:
-    dataset = _read(content, name)
-    _drop_empty(dataset)
-    _check_header(dataset, name)
-    stored = _stored_values(dataset, name)
-    inverted = dataset.PhotometricInterpretation == "MONOCHROME1"
-    stored, padding = _take_out_padding(stored, dataset, inverted)
-    top, left, height, width, mirrored = _locate_breast(stored, inverted, config)
-    box = np.s_[top : top + height, left : left + width]
-    small, scale_y, scale_x = _resize(stored[box], config)
-    grey = _to_grey(small, dataset, config, name)
-    if padding is not None:
-        grey *= 1.0 - _resize(padding[box], config)[0]
-    grey = grey[:, ::-1] if mirrored else grey
-    pad_top = (config.height - grey.shape[0]) // 2
-    # The chest wall stays at the left edge: padding goes to the nipple's side.
-    pad_left = 0 if config.orient == "left" else (config.width - grey.shape[1]) // 2
-    frame = np.zeros((config.height, config.width), dtype=np.uint8 if config.depth == 8 else np.uint16)
-    frame[pad_top : pad_top + grey.shape[0], pad_left : pad_left + grey.shape[1]] = np.rint(
-        grey * (2**config.depth - 1)
-    )
+def _decode(head: Header, config: DecodeConfig) -> Decoded:
+    pyramid = stored.open_frame(head)
+    view = _View.find(head, pyramid, config)
+    table = grey.table(head, config.window, view.tissue)
+    skipped = _invisible(table, config)
+    table, padding_shows = grey.blacken_padding(table, head)
+    size = _size(view.box, config)
+    r = _level(view.box, size, config.detail)
+    level = pyramid.level(r, skipped)
+    image = resample(level, r, table, head.lowest, view.box, size)
+    if image.min() == image.max():
+        expected, remedy = "a window that shows something", "Use --window percentile."
+        raise head.error("VOI window", expected, "one grey everywhere", remedy)
+    if padding_shows and r:
+        image *= _resample_mask(~_near_padding(level, head), r, view.box, size)
+    if config.crop == "breast" and config.background == "black" and view.mask is not None:
+        image *= _resample_mask(breast.blank_region(view.mask), view.level, view.box, size)
+    frame, pad_top, pad_left = _frame(image[:, ::-1] if view.mirrored else image, config)
+    top, left, bottom, right = view.box
     geometry = Geometry(
         top=top,
         left=left,
-        height=height,
-        width=width,
-        mirrored=mirrored,
-        scale_y=scale_y,
-        scale_x=scale_x,
+        height=bottom - top,
+        width=right - left,
+        mirrored=view.mirrored,
+        scale_y=size[0] / (bottom - top),
+        scale_x=size[1] / (right - left),
         pad_top=pad_top,
         pad_left=pad_left,
+        level=r,
     )
-    return Decoded(pixels=frame, geometry=geometry, transfer_syntax=str(dataset.file_meta.TransferSyntaxUID))
+    return Decoded(pixels=frame, geometry=geometry, transfer_syntax=head.transfer_syntax)
 
 
-_COLOUR = ("PALETTE COLOR", "RGB", "YBR_FULL", "YBR_FULL_422", "YBR_PARTIAL_420", "YBR_ICT", "YBR_RCT")
-_OPTIONAL = (
-    "WindowCenter", "WindowWidth", "VOILUTFunction", "VOILUTSequence", "ModalityLUTSequence", "RescaleSlope",
-    "RescaleIntercept", "PixelPaddingValue", "PixelPaddingRangeLimit", "PixelAspectRatio",
-)  # fmt: skip
+@dataclass(frozen=True, slots=True)
+class _View:
+    """What is shown of an image: the box, in stored pixels (top, left, bottom, right), and whether it is mirrored."""
+
+    box: tuple[int, int, int, int]
+    mirrored: bool
+    level: int
+    thumbnail: npt.NDArray[Any] | None
+    mask: Mask | None
+
+    @property
+    def tissue(self) -> npt.NDArray[Any] | None:
+        """Stored values of the breast, without its border, which the background is mixed into."""
+        if self.thumbnail is None or self.mask is None:
+            return None
+        inside = cv2.erode(self.mask.astype(np.uint8), np.ones((5, 5), np.uint8)).astype(np.bool_)
+        return self.thumbnail[inside if inside.any() else self.mask]
+
+    @staticmethod
+    def find(head: Header, pyramid: stored.Pyramid, config: DecodeConfig) -> _View:
+        whole = (0, 0, head.rows, head.columns)
+        mirrored = config.orient == "laterality" and _laterality(head) == "R"
+        if config.crop == "none" and config.orient != "content" and config.window != "percentile":
+            return _View(whole, mirrored, 0, None, None)
+        r = max(0, (max(head.rows, head.columns) // _THUMBNAIL).bit_length() - 1)
+        thumbnail = pyramid.level(r)
+        mask = breast.breast_mask(_level_padding(thumbnail, head), head.inverted)
+        if config.orient == "content":
+            # The breast is tallest at the chest wall, whatever the header says about its side.
+            mirrored = breast.chest_wall_at_right(mask)
+        box = whole if config.crop == "none" else _stored_box(breast.bounding_box(mask), r, head)
+        return _View(box, mirrored, r, thumbnail, mask)
 
 
-def _drop_empty(dataset: pydicom.FileDataset) -> None:
-    """Take out optional elements without a value, which anonymisers leave behind: they say no more than absent ones."""
-    for keyword in _OPTIONAL:
-        if keyword in dataset and dataset[keyword].is_empty:
-            del dataset[keyword]
+def _level_padding(thumbnail: npt.NDArray[Any], head: Header) -> npt.NDArray[np.float32]:
+    """The thumbnail with padding at its darkest other value, so that no range or threshold is drawn to it."""
+    values = thumbnail.astype(np.float32)
+    low, high = head.padding or (1, 0)
+    is_padding = (thumbnail >= low) & (thumbnail <= high)
+    if is_padding.any() and not is_padding.all():
+        values[is_padding] = values[~is_padding].max() if head.inverted else values[~is_padding].min()
+    return values
 
 
-def _read(content: bytes, name: str) -> pydicom.FileDataset:
-    try:
-        dataset = pydicom.dcmread(io.BytesIO(content))
-        if "TransferSyntaxUID" not in dataset.file_meta:
-            raise InvalidDicomError("no Transfer Syntax UID (0002,0010)")
-        return dataset
-    except InvalidDicomError as error:
-        raise DecodeError(
-            name, "a DICOM file", str(error).split(". ")[0], "Check that the file is a DICOM, and whole."
-        ) from None
-    except Exception as error:
-        raise DecodeError(
-            name, "a DICOM file", f"{type(error).__name__} while parsing", "Copy the file again from its source."
-        ) from None
+def _stored_box(box: tuple[int, int, int, int], r: int, head: Header) -> tuple[int, int, int, int]:
+    """A box of the thumbnail in stored pixels: sample ``i`` of level ``r`` stands for those around ``2**r * i``."""
+    half = 2**r // 2
+    top, left = (max(0, edge * 2**r - half) for edge in box[:2])
+    bottom, right = (
+        min(side, edge * 2**r - half) for edge, side in zip(box[2:], (head.rows, head.columns), strict=True)
+    )
+    return top, left, max(bottom, top + 1), max(right, left + 1)
 
 
-def _check_header(dataset: pydicom.FileDataset, name: str) -> None:
-    if "PixelData" not in dataset:
-        raise DecodeError(
-            f"{name}: Pixel Data (7FE0,0010)", "an image", "no such element", "Leave the file out of the CSV."
-        )
-    rows, columns = _integer(dataset, "Rows", name), _integer(dataset, "Columns", name)
-    if not 0 < rows * columns <= _MAX_PIXELS:
-        raise DecodeError(
-            f"{name}: Rows x Columns",
-            f"1 to {_MAX_PIXELS} pixels",
-            f"{rows} x {columns}",
-            "The header is damaged; copy it again.",
-        )
-    if (samples := _integer(dataset, "SamplesPerPixel", name, 1)) != 1:
-        raise DecodeError(
-            f"{name}: Samples per Pixel (0028,0002)", "1 (grey)", str(samples), "Leave colour images out of the CSV."
-        )
-    if (frames := _integer(dataset, "NumberOfFrames", name, 1)) != 1:
-        raise DecodeError(
-            f"{name}: Number of Frames (0028,0008)", "1", str(frames), "Extract the frame that is wanted."
-        )
-    photometric = str(dataset.get("PhotometricInterpretation", ""))
-    if photometric not in ("MONOCHROME1", "MONOCHROME2"):
-        found = photometric if photometric in _COLOUR else "another"
-        where = f"{name}: Photometric Interpretation (0028,0004)"
-        raise DecodeError(where, "MONOCHROME1 or MONOCHROME2", found, "Leave the file out of the CSV.")
-    aspect = [int(side) for side in dataset.get("PixelAspectRatio", (1, 1))]
-    if aspect[0] != aspect[1]:
-        where = f"{name}: Pixel Aspect Ratio (0028,0034)"
-        raise DecodeError(where, "square pixels", f"{aspect[0]}:{aspect[1]}", "Resample the image to square pixels.")
-    allocated, bits = _integer(dataset, "BitsAllocated", name), _integer(dataset, "BitsStored", name)
-    if allocated not in (8, 16) or not 1 <= bits <= allocated:
-        raise DecodeError(
-            f"{name}: Bits Allocated / Stored",
-            "8 or 16, and no more stored",
-            f"{allocated} / {bits}",
-            "The header is damaged.",
-        )
+def _laterality(head: Header) -> str:
+    for keyword in ("ImageLaterality", "Laterality"):
+        if (side := head.dataset.get(keyword)) in ("L", "R"):
+            return str(side)
+    expected, remedy = "L or R", "Use --orient content."
+    raise head.error("Image Laterality (0020,0062)", expected, "neither of them", remedy)
 
 
-def _integer(dataset: pydicom.FileDataset, keyword: str, name: str, default: int | None = None) -> int:
-    value = dataset.get(keyword)
-    if value is None and default is not None:
-        return default
-    try:
-        return int(value)
-    except (TypeError, ValueError):
-        raise DecodeError(
-            f"{name}: {keyword}", "an integer", "nothing" if value is None else "no integer", "The header is damaged."
-        ) from None
-
-
-class _TruncatedError(Exception):
-    """The codestream has no end marker."""
-
-
-def _jpeg(codestream: bytes) -> Image:
-    # libjpeg-turbo fills the rest of a truncated image with grey and says nothing.
-    if not codestream.rstrip(b"\x00").endswith(_EOI):
-        raise _TruncatedError
-    return np.asarray(imagecodecs.jpeg8_decode(codestream))
-
-
-def _jpeg2000(codestream: bytes) -> Image:
-    return np.asarray(imagecodecs.jpeg2k_decode(codestream, numthreads=1))
-
-
-def _htj2k(codestream: bytes) -> Image:
-    return np.asarray(imagecodecs.htj2k_decode(codestream))
-
-
-def _jpegls(codestream: bytes) -> Image:
-    return np.asarray(imagecodecs.jpegls_decode(codestream))
-
-
-_CODECS: dict[str, Callable[[bytes], Image]] = {
-    "1.2.840.10008.1.2.4.50": _jpeg,
-    "1.2.840.10008.1.2.4.51": _jpeg,
-    "1.2.840.10008.1.2.4.57": _jpeg,
-    "1.2.840.10008.1.2.4.70": _jpeg,
-    "1.2.840.10008.1.2.4.80": _jpegls,
-    "1.2.840.10008.1.2.4.81": _jpegls,
-    "1.2.840.10008.1.2.4.90": _jpeg2000,
-    "1.2.840.10008.1.2.4.91": _jpeg2000,
-    "1.2.840.10008.1.2.4.201": _htj2k,
-    "1.2.840.10008.1.2.4.202": _htj2k,
-    "1.2.840.10008.1.2.4.203": _htj2k,
-}
-
-
-def _stored_values(dataset: pydicom.FileDataset, name: str) -> Image:
-    """Stored values, (h, w), checked against the header. Syntaxes without an own codec go to pydicom's decoders."""
-    syntax = str(dataset.file_meta.TransferSyntaxUID)
-    try:
-        if syntax in _CODECS:
-            codestream = encaps.get_frame(dataset.PixelData, 0, number_of_frames=1)
-            stored = _CODECS[syntax](codestream)
-        else:
-            stored = pixels.pixel_array(dataset, raw=True)
-    except Exception as error:
-        # Every codec has its own errors. Only the kind is told: the text of pydicom's errors quotes header values.
-        found = "no end marker: it is truncated" if isinstance(error, _TruncatedError) else type(error).__name__
-        where, remedy = f"{name}: Pixel Data (7FE0,0010)", "Copy the file again from its source."
-        raise DecodeError(where, f"an image in transfer syntax {syntax}", found, remedy) from None
-    if stored.shape != (int(dataset.Rows), int(dataset.Columns)):
-        raise DecodeError(
-            f"{name}: Pixel Data (7FE0,0010)",
-            f"{dataset.Rows} x {dataset.Columns} as the header says",
-            f"{stored.shape}",
-            "The file is damaged; copy it again.",
-        )
-    return _check_values(_sign(stored, dataset), dataset, name)
-
-
-def _sign(stored: Image, dataset: pydicom.FileDataset) -> Image:
-    if int(dataset.get("PixelRepresentation", 0)) == 0:
-        return stored
-    # PS3.5 8.1.1: two's complement of BitsStored bits; codecs that know no sign hand over the bare bits.
-    bits = stored.dtype.itemsize * 8
-    signed = stored.view(np.dtype(f"int{bits}"))
-    shift = bits - int(dataset.BitsStored)
-    return (signed << shift) >> shift
-
-
-def _check_values(stored: Image, dataset: pydicom.FileDataset, name: str) -> Image:
-    low, high = int(stored.min()), int(stored.max())
-    if low == high:
-        raise DecodeError(
-            f"{name}: Pixel Data (7FE0,0010)",
-            "an image",
-            f"the value {low} in every pixel",
-            "Leave the file out of the CSV.",
-        )
-    if high >= 2 ** int(dataset.BitsStored):
-        # Also the sign of a damaged lossless JPEG: an error in its differences runs through the rest of the image.
-        raise DecodeError(
-            f"{name}: Pixel Data (7FE0,0010)",
-            f"values below 2**{dataset.BitsStored} (Bits Stored)",
-            str(high),
-            "The file is damaged; copy it again.",
-        )
-    return stored
-
-
-def _take_out_padding(stored: Image, dataset: pydicom.FileDataset, inverted: bool) -> tuple[Image, Image | None]:
-    """Stored values with padding pixels (PS3.3 C.7.5.1.1.2) levelled to the darkest tissue, and where they were.
-
-    Levelled, they do not drag their neighbours to the end of the range when the image is reduced; they are made black
-    after the window, by their share of each output pixel.
-    """
-    padding = dataset.get("PixelPaddingValue")
-    if not isinstance(padding, int):
-        return stored, None
-    limit = dataset.get("PixelPaddingRangeLimit")
-    low, high = sorted((padding, limit if isinstance(limit, int) else padding))
-    is_padding = (stored >= low) & (stored <= high)
-    if not is_padding.any() or is_padding.all():
-        return stored, None
-    inside = stored[~is_padding]
-    return np.where(is_padding, inside.max() if inverted else inside.min(), stored), is_padding
-
-
-def _locate_breast(stored: Image, inverted: bool, config: DecodeConfig) -> tuple[int, int, int, int, bool]:
-    """Crop (top, left, height, width) in stored pixels, and whether to mirror it."""
-    h, w = stored.shape
-    if config.crop == "none" and config.orient == "none":
-        return 0, 0, h, w, False
-    factor = max(1, -(-max(h, w) // _THUMBNAIL))
-    size = (max(1, w // factor), max(1, h // factor))
-    mask = breast_mask(cv2.resize(stored.astype(np.float32), size, interpolation=cv2.INTER_AREA), inverted)
-    ys, xs = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    y0, y1, x0, x1 = int(ys[0]), int(ys[-1]) + 1, int(xs[0]), int(xs[-1]) + 1
-    box = mask[y0:y1, x0:x1]
-    third = max(1, box.shape[1] // 3)
-    # The breast is tallest at the chest wall, whatever the header says about its side.
-    mirrored = config.orient == "left" and bool(box[:, -third:].sum() > box[:, :third].sum())
-    if config.crop == "none":
-        return 0, 0, h, w, mirrored
-    top, bottom = y0 * h // size[1], -(-y1 * h // size[1])
-    left, right = x0 * w // size[0], -(-x1 * w // size[0])
-    return top, left, bottom - top, right - left, mirrored
-
-
-def breast_mask(thumbnail: Image, inverted: bool) -> npt.NDArray[np.bool_]:
-    """Where the breast is: the largest bright region of a small image.
-
-    Parameters
-    ----------
-    thumbnail : (h, w) float32
-        Stored values, reduced.
-    inverted : bool
-        True for MONOCHROME1.
-
-    Returns
-    -------
-    (h, w) bool
-        Never empty: the whole image where nothing stands out.
-    """
-    low, high = np.percentile(thumbnail, (0.5, 99.5))
-    grey = np.clip((thumbnail - low) / max(high - low, 1e-6), 0, 1)
-    grey8 = np.rint((1 - grey if inverted else grey) * 255).astype(np.uint8)
-    # Otsu divides glandular from fatty tissue when the breast fills the image; a share of it keeps the fat.
-    otsu, _ = cv2.threshold(grey8, 0, 255, cv2.THRESH_BINARY + cv2.THRESH_OTSU)
-    foreground = (grey8 > max(8, otsu * 0.35)).astype(np.uint8)
-    # Opening cuts labels and scanner edges off the breast where they touch it.
-    foreground = cv2.morphologyEx(foreground, cv2.MORPH_OPEN, np.ones((5, 5), np.uint8))
-    count, regions, stats, _ = cv2.connectedComponentsWithStats(foreground, connectivity=4)
-    if count < 2:
-        return np.ones(thumbnail.shape, dtype=np.bool_)
-    largest = 1 + int(np.argmax(stats[1:, cv2.CC_STAT_AREA]))
-    return np.asarray(regions == largest)
-
-
-def _resize(crop: Image, config: DecodeConfig) -> tuple[Image, float, float]:
-    """Resized crop, (<=H, <=W) float32, and the scales along y and x, in output pixels per stored pixel."""
-    h, w = crop.shape
+def _size(box: tuple[int, int, int, int], config: DecodeConfig) -> tuple[int, int]:
+    """Rows and columns that the box is brought to, at most those of the frame."""
     if config.resize == "stretch":
-        out_h, out_w = config.height, config.width
-    else:
-        scale = min(config.height / h, config.width / w)
-        out_h, out_w = max(1, round(h * scale)), max(1, round(w * scale))
-    shrinks = out_h <= h and out_w <= w
-    small = cv2.resize(
-        np.ascontiguousarray(crop, dtype=np.float32),
-        (out_w, out_h),
-        interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR,
-    )
-    return small, out_h / h, out_w / w
+        return config.height, config.width
+    height, width = box[2] - box[0], box[3] - box[1]
+    scale = min(config.height / height, config.width / width)
+    return max(1, round(height * scale)), max(1, round(width * scale))
 
 
-def _to_grey(small: Image, dataset: pydicom.FileDataset, config: DecodeConfig, name: str) -> npt.NDArray[np.float64]:
-    """Modality LUT, window and inversion on the resized stored values: float64 in 0 to 1, bright is dense."""
-    try:
-        low, high, values = _window(small, dataset, config)
-    except Exception as error:
-        # A malformed LUT or window fails in many ways inside pydicom.
-        where, found = f"{name}: modality or VOI LUT", type(error).__name__
-        raise DecodeError(where, "a valid window or LUT", found, "Use --window percentile.") from None
-    grey = np.clip((values - low) / max(high - low, 1e-12), 0.0, 1.0)
-    if grey.min() == grey.max():
-        where = f"{name}: VOI window"
-        raise DecodeError(where, "a window that shows something", "one grey everywhere", "Use --window percentile.")
-    return 1.0 - grey if dataset.PhotometricInterpretation == "MONOCHROME1" else grey
+def _level(box: tuple[int, int, int, int], size: tuple[int, int], detail: float) -> int:
+    """The deepest level at which the box still has ``detail`` samples per output pixel, along either side."""
+    ratio = min((box[2] - box[0]) / size[0], (box[3] - box[1]) / size[1])
+    return max(0, int(ratio / detail).bit_length() - 1)
 
 
-def _window(
-    small: Image, dataset: pydicom.FileDataset, config: DecodeConfig
-) -> tuple[float, float, npt.NDArray[np.float64]]:
-    """Black and white values and the image between them, after the modality LUT (PS3.3 C.11.1) in every mode."""
-    modality = np.asarray(pixels.apply_modality_lut(np.rint(small).astype(np.int32), dataset), dtype=np.float64)
-    if config.window == "percentile":
-        inverted = dataset.PhotometricInterpretation == "MONOCHROME1"
-        tissue = modality[breast_mask(modality.astype(np.float32), inverted)]
-        low, high = np.percentile(tissue, (0.5, 99.0) if inverted else (1.0, 99.5))
-        return float(low), float(high), modality
-    ends = _full_range(dataset)
-    if config.window == "none":
-        return float(ends.min()), float(ends.max()), modality
-    if "VOILUTSequence" in dataset:
-        bits = int(dataset.VOILUTSequence[0].LUTDescriptor[2])
-        indices = np.rint(modality).astype(np.int32)
-        return 0.0, float(2**bits - 1), np.asarray(pixels.apply_voi(indices, dataset, index=0), dtype=np.float64)
-    if "WindowCenter" not in dataset or "WindowWidth" not in dataset:
-        return float(ends.min()), float(ends.max()), modality
-    # pydicom's windowing returns values in the modality range of the stored bits, PS3.3 C.11.2.1.2.
-    shown = np.asarray(pixels.apply_windowing(modality, dataset, index=0), dtype=np.float64)
-    return float(ends.min()), float(ends.max()), shown
+def _invisible(table: grey.Table, config: DecodeConfig) -> int:
+    """Bit planes of stored values below two steps of the decoded depth, where the table is steepest."""
+    steepest = float(np.abs(np.diff(table)).max()) * (2**config.depth - 1)
+    if config.bit_planes == "all" or steepest == 0:
+        return 0
+    return max(0, int(np.log2(_VISIBLE_STEPS / steepest)))
 
 
-def _full_range(dataset: pydicom.FileDataset) -> npt.NDArray[np.float64]:
-    """The two ends of the modality range of the stored bits."""
-    if "ModalityLUTSequence" in dataset:
-        return np.array([0.0, 2.0 ** int(dataset.ModalityLUTSequence[0].LUTDescriptor[2]) - 1])
-    bits = int(dataset.BitsStored)
-    signed = int(dataset.get("PixelRepresentation", 0)) == 1
-    ends = np.array([-(2 ** (bits - 1)), 2 ** (bits - 1) - 1] if signed else [0, 2**bits - 1], dtype=np.int32)
-    return np.asarray(pixels.apply_modality_lut(ends, dataset), dtype=np.float64)
+def _near_padding(level: npt.NDArray[Any], head: Header) -> Mask:
+    """Padding of a reduced image, and what its neighbourhood was mixed into; the filter reaches two samples."""
+    low, high = head.padding or (0, -1)
+    is_padding = ((level >= low) & (level <= high)).astype(np.uint8)
+    return np.asarray(cv2.dilate(is_padding, np.ones((5, 5), np.uint8)), dtype=np.bool_)
+
+
+def _resample_mask(
+    mask: Mask, r: int, box: tuple[int, int, int, int], size: tuple[int, int]
+) -> npt.NDArray[np.float32]:
+    """Share of each output pixel, (H, W), that a mask at level ``r`` covers."""
+    return resample(mask.astype(np.uint8), r, np.array([0, 1], np.float32), 0, box, size)
+
+
+def _frame(image: npt.NDArray[np.float32], config: DecodeConfig) -> tuple[npt.NDArray[Any], int, int]:
+    """The image in a frame of zeros, in whole numbers, and where it stands in it."""
+    pad_top = (config.height - image.shape[0]) // 2
+    # The chest wall stays at the left edge: padding goes to the nipple's side.
+    pad_left = 0 if config.orient != "none" else (config.width - image.shape[1]) // 2
+    frame = np.zeros((config.height, config.width), dtype=np.uint8 if config.depth == 8 else np.uint16)
+    inside = frame[pad_top : pad_top + image.shape[0], pad_left : pad_left + image.shape[1]]
+    inside[...] = np.rint(np.clip(image, 0, 1) * np.float32(2**config.depth - 1))
+    return frame, pad_top, pad_left

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from io import BytesIO
 from typing import Any
 
@@ -17,8 +18,8 @@ import numpy.typing as npt
 from pydicom import uid
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
-from pydicom.pixels.encoders.base import get_encoder
 
+from mammoray import encoders
 from mammoray.phantom import FloatImage, Tone
 
 
@@ -60,7 +61,12 @@ class Encoding:
     photometric: str = "MONOCHROME2"
     """MONOCHROME2: high values are bright; MONOCHROME1: low ones are."""
     bits_stored: int = 12
-    """Bits in use, of 16 allocated."""
+    """Bits in use."""
+    bits_allocated: int = 16
+    """Bits of a stored pixel, 8 or 16."""
+    pixel_vr: str | None = None
+    """VR of Pixel Data in explicit syntaxes. None: OB for 8 bits allocated, otherwise OW. PS3.5 A.4 wants OB for every
+    codestream; both are found."""
     window: Window | None = field(default_factory=Window)
     """None: no VOI attributes at all."""
     padding: int | None = None
@@ -150,36 +156,34 @@ FILM: dict[str, Machine] = {
 """Scanners of the IRMA layout: film has base and fog, grain, labels and bright borders."""
 
 
-def _jpeg2000(pixels: npt.NDArray[Any], bits: int) -> bytes:
-    return bytes(
-        imagecodecs.jpeg2k_encode(pixels, level=0, reversible=True, codecformat="j2k", bitspersample=bits, numthreads=1)
-    )
-
-
-def _rle(pixels: npt.NDArray[Any], bits: int) -> bytes:
-    rows, columns = pixels.shape
-    encoded: bytes = get_encoder(uid.RLELossless).encode(
-        pixels, rows=rows, columns=columns, samples_per_pixel=1, bits_allocated=16, bits_stored=bits,
-        number_of_frames=1, pixel_representation=int(pixels.dtype.kind == "i"),
-        photometric_interpretation="MONOCHROME2",
-    )  # fmt: skip
-    return encoded
-
-
 CODECS: dict[str, Callable[[npt.NDArray[Any], int], bytes] | None] = {
-    uid.JPEG2000Lossless: _jpeg2000,
-    uid.JPEG2000: _jpeg2000,
-    uid.JPEGLosslessSV1: lambda p, bits: bytes(
-        imagecodecs.jpeg8_encode(p, lossless=True, predictor=1, bitspersample=bits)
-    ),
-    uid.JPEGLSLossless: lambda p, bits: bytes(imagecodecs.jpegls_encode(p)),
-    uid.RLELossless: _rle,
+    uid.JPEG2000Lossless: encoders.jpeg2000_plain,
+    uid.JPEG2000: partial(encoders.jpeg2000_plain, reversible=False),
+    uid.JPEGLosslessSV1: encoders.jpeg_lossless,
+    uid.JPEGLSLossless: encoders.jpeg_ls,
+    uid.RLELossless: encoders.rle,
     uid.ExplicitVRLittleEndian: None,
     uid.ImplicitVRLittleEndian: None,
+    uid.ExplicitVRBigEndian: None,
+    uid.DeflatedExplicitVRLittleEndian: None,
+    uid.JPEGBaseline8Bit: encoders.jpeg_baseline,
+    uid.JPEGExtended12Bit: encoders.jpeg,
+    uid.JPEGLossless: partial(encoders.jpeg_lossless, predictor=4),
+    uid.JPEGLSNearLossless: partial(encoders.jpeg_ls, near=encoders.NEAR),
 }
+"""Transfer syntaxes that :func:`make_dicom` writes, from (pixels, bits stored); None: not a codestream."""
 if hasattr(imagecodecs, "htj2k_encode"):  # The newest imagecodecs for Python 3.10 has no HTJ2K.
-    CODECS[uid.HTJ2KLossless] = lambda p, bits: bytes(imagecodecs.htj2k_encode(p, level=0, reversible=True))
-"""Transfer syntaxes that :func:`make_dicom` writes, all of them lossless; None: not compressed."""
+    CODECS[uid.HTJ2KLossless] = encoders.htj2k
+    CODECS[uid.HTJ2KLosslessRPCL] = partial(encoders.htj2k, lengths=True)
+    CODECS[uid.HTJ2K] = partial(encoders.htj2k, reversible=False)
+LOSSY: dict[str, str] = {
+    uid.JPEGBaseline8Bit: "ISO_10918_1",
+    uid.JPEGExtended12Bit: "ISO_10918_1",
+    uid.JPEGLSNearLossless: "ISO_14495_1",
+    uid.JPEG2000: "ISO_15444_1",
+    uid.HTJ2K: "ISO_15444_15",
+}
+"""Those of :data:`CODECS` that lose something, and their Lossy Image Compression Method (PS3.3 C.7.6.1.1.5.1)."""
 # DICOM PS3.16 CID 4014 (views) as SNOMED CT codes; AT is an MLO view with a modifier of CID 4015.
 _VIEW_CODE = {
     "CC": ("399162004", "cranio-caudal"),
@@ -205,13 +209,14 @@ def make_dicom(
     patient_id: str = "1",
     key: Sequence[object] = (0,),
     attributes: Mapping[str, Any] | None = None,
+    codestream: bytes | None = None,
 ) -> bytes:
     """Encode one image as a Digital Mammography X-Ray Image, For Presentation: the factory of all DICOM files in tests.
 
     Parameters
     ----------
     pixels : numpy.ndarray
-        (H, W) stored values, uint16 (or int16, which sets Pixel Representation 1); they are written as they are.
+        (H, W) stored values, unsigned (or signed, which sets Pixel Representation 1); they are written as they are.
     encoding : Encoding, optional
         Transfer syntax, photometric interpretation, bits, window, padding. Default: ``Encoding()``.
     laterality, view, patient_id : str
@@ -220,6 +225,9 @@ def make_dicom(
         What the UIDs are derived from; the last element tells images of a study apart.
     attributes : mapping of str to Any, optional
         DICOM keywords to set, last of all, to a value, or with None to leave out: for tests of odd headers.
+    codestream : bytes, optional
+        What Pixel Data hold instead of ``pixels`` as the syntax's own encoder writes them, for tests of odd
+        codestreams; any compressed transfer syntax will do then.
 
     Returns
     -------
@@ -229,7 +237,8 @@ def make_dicom(
     Raises
     ------
     ValueError
-        Where a pixel does not fit into ``encoding.bits_stored`` bits, or the transfer syntax is not in :data:`CODECS`.
+        Where a pixel does not fit into ``encoding.bits_stored`` bits, or the transfer syntax is not in :data:`CODECS`
+        or cannot hold such pixels.
 
     References
     ----------
@@ -242,18 +251,24 @@ def make_dicom(
     b'DICM'
     """
     encoding = encoding or Encoding()
-    if encoding.transfer_syntax not in CODECS:
+    if codestream is None and encoding.transfer_syntax not in CODECS:
         raise ValueError(f"transfer syntax {encoding.transfer_syntax} is none of {', '.join(CODECS)}")
-    if int(pixels.max()) >> encoding.bits_stored:
-        raise ValueError(f"pixel {int(pixels.max())} does not fit into {encoding.bits_stored} bits")
+    stored = _as_allocated(pixels, encoding)
     dataset = _header(encoding, laterality, view, patient_id, key, pixels.shape)
     dataset.PixelRepresentation = int(pixels.dtype.kind == "i")
-    codec = CODECS[encoding.transfer_syntax]
-    if codec is None:
-        dataset.PixelData = pixels.astype("<u2" if pixels.dtype.kind == "u" else "<i2").tobytes()
+    codec = CODECS.get(encoding.transfer_syntax)
+    if codestream is None and codec is not None:
+        codestream = codec(stored, encoding.bits_stored)
+    if codestream is not None:
+        dataset.PixelData = encapsulate([codestream])
+        if encoding.transfer_syntax in LOSSY:
+            dataset.LossyImageCompression, dataset.LossyImageCompressionRatio = "01", stored.nbytes // len(codestream)
+            dataset.LossyImageCompressionMethod = LOSSY[encoding.transfer_syntax]
     else:
-        dataset.PixelData = encapsulate([codec(np.ascontiguousarray(pixels), encoding.bits_stored)])
-    dataset["PixelData"].VR = "OW"
+        big = encoding.transfer_syntax == uid.ExplicitVRBigEndian
+        dataset.PixelData = stored.astype(stored.dtype.newbyteorder(">" if big else "<")).tobytes()
+        dataset.PixelData += b"\0" * (stored.nbytes % 2)
+    dataset["PixelData"].VR = encoding.pixel_vr or ("OB" if encoding.bits_allocated == 8 else "OW")
     for keyword, value in (attributes or {}).items():
         if value is None:
             dataset.pop(keyword, None)
@@ -262,6 +277,16 @@ def make_dicom(
     buffer = BytesIO()
     dataset.save_as(buffer, enforce_file_format=True)
     return buffer.getvalue()
+
+
+def _as_allocated(pixels: npt.NDArray[Any], encoding: Encoding) -> npt.NDArray[Any]:
+    """Contiguous pixels in the type that the bits allocated ask for, once they are known to fit."""
+    bits, signed = encoding.bits_stored, pixels.dtype.kind == "i"
+    low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
+    if not (low <= int(pixels.min()) and int(pixels.max()) <= high <= 2**encoding.bits_allocated - 1):
+        found = f"{pixels.min()} to {pixels.max()}"
+        raise ValueError(f"{found} does not fit into {bits} bits, of {encoding.bits_allocated} allocated")
+    return np.ascontiguousarray(pixels, np.dtype(f"{pixels.dtype.kind}{encoding.bits_allocated // 8}"))
 
 
 def _uid(*parts: object) -> str:
@@ -307,7 +332,8 @@ def _header(
     ds.SamplesPerPixel, ds.PhotometricInterpretation = 1, encoding.photometric
     ds.Rows, ds.Columns = shape
     ds.ImagerPixelSpacing = [round(240 / shape[0], 4)] * 2  # mm; a detector is about 240 mm high
-    ds.BitsAllocated, ds.BitsStored, ds.HighBit = 16, encoding.bits_stored, encoding.bits_stored - 1
+    ds.BitsAllocated, ds.BitsStored = encoding.bits_allocated, encoding.bits_stored
+    ds.HighBit = encoding.bits_stored - 1
     if encoding.padding is not None:
         ds.PixelPaddingValue = encoding.padding
     if encoding.window is not None:
