@@ -29,8 +29,8 @@ check: setup
 	$(BIN)/mypy
 
 bench: setup
-	$(BIN)/python -m benchmarks.ingest
-	$(BIN)/python -m benchmarks.memory
+	$(BIN)/python benchmarks/ingest.py
+	$(BIN)/python benchmarks/memory.py
 
 lock: setup
 	$(BIN)/pip install --quiet --disable-pip-version-check uv

@@ -1,6 +1,6 @@
 """What Ray Data costs over the bare decoding, and what the cache saves.
 
-``python -m benchmarks.ingest [IMAGES] [SIDE]``: IMAGES phantoms (default 1000, hard links of some 60) of a detector of
+``python benchmarks/ingest.py [IMAGES] [SIDE]``: IMAGES phantoms (default 1000, hard links of some 60) of a detector of
 SIDE rows (default 2560). In one run, in turn, as medians of rounds: a bare ``multiprocessing.Pool``, the cache filled
 by Ray Data with the same decode function on the same cores, and a second run over the unchanged data set. Steady
 throughput is that of the files beyond the first quarter: the time of all less the time of a quarter, so that start-up

@@ -1,4 +1,4 @@
-"""Memory of a decode and of an epoch, under a cap on the object store: ``python -m benchmarks.memory [IMAGES] [MB]``.
+"""Memory of a decode and of an epoch, under a cap on the object store: ``python benchmarks/memory.py [IMAGES] [MB]``.
 
 Decodes 10,000 small images (hard links of some hundred; a key holds the path, so each is decoded) with an object store
 of 100 MB, then reads them all in random order, and prints peak object store, spilled bytes and peak memory of each kind
@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 import psutil
 import ray
+from ingest import links  # Beside this file.
 from ray._private.internal_api import get_memory_info_reply, get_state_from_address
 
-from benchmarks.ingest import links
 from mammoray import catalog, cluster, ingest, synth
 from mammoray.batches import Shard
 from mammoray.config import DecodeConfig, IngestConfig, SynthConfig
