@@ -29,7 +29,8 @@ check: setup
 	$(BIN)/mypy
 
 bench: setup
-	$(BIN)/python benchmarks/ingest.py 64
+	$(BIN)/python benchmarks/ingest.py
+	$(BIN)/python benchmarks/memory.py
 
 lock: setup
 	$(BIN)/pip install --quiet --disable-pip-version-check uv

@@ -1,28 +1,43 @@
-"""Decode rates: Ray Data into the cache, against a bare process pool, and against a second run.
+"""What Ray Data costs over the bare decoding, and what the cache saves.
 
-Side by side in one run, on phantoms of a full-size detector; prints ratios. ``python benchmarks/ingest.py [IMAGES]``.
+``python benchmarks/ingest.py [IMAGES] [SIDE]``: IMAGES phantoms (default 1000, hard links of some 60) of a detector of
+SIDE rows (default 2560). In one run, in turn, as medians of rounds: a bare ``multiprocessing.Pool``, the cache filled
+by Ray Data with the same decode function on the same cores, and a second run over the unchanged data set. Steady
+throughput is that of the files beyond the first quarter: the time of all less the time of a quarter, so that start-up
+and the last tasks' ends do not count. Then the compressions that the cache might use, and the look-up of as many rows
+as RSNA has.
 """
 
+import io
+import logging
+import os
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
+from multiprocessing.pool import Pool
 from pathlib import Path
 
-from mammoray import catalog, cluster, ingest, synth
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+
+from mammoray import cache, catalog, ingest, synth
 from mammoray.config import DecodeConfig, IngestConfig, SynthConfig
 from mammoray.decode import decode
 
 ROUNDS = 3
+DISTINCT = 60
 CONFIG = DecodeConfig()
 
 
 def decode_one(path: Path) -> int:
-    """Decode a file as a task of the cache does; returns its bytes."""
+    """Decode a file as a child of the cache's workers does; returns its bytes."""
     return decode(path, CONFIG).pixels.nbytes
 
 
@@ -33,29 +48,117 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
+def links(found: catalog.Catalog, count: int) -> pd.DataFrame:
+    """Rows of ``count`` files that are hard links of the catalog's; a key holds the path, so each is decoded."""
+    rows = found.rows.iloc[np.arange(count) % len(found.rows)].reset_index(drop=True)
+    (found.root / "links").mkdir()
+    paths = [f"links/{i}.dcm" for i in range(count)]
+    for path, original in zip(paths, rows["path"], strict=True):
+        os.link(found.root / original, found.root / path)
+    return rows.assign(image_id=[f"image{i}" for i in range(count)], path=paths)
+
+
+def rates(every: pd.DataFrame, root: Path, folder: Path) -> None:
+    """Print start-up, throughput and the cost of a second run."""
+    paths, cpus = [root / path for path in every["path"]], len(os.sched_getaffinity(0))
+    spawn = get_context("spawn")
+    first: list[float] = []
+
+    def prepare(store: str, count: int) -> ingest.Decoded:
+        rows, began = every.head(count), time.perf_counter()
+
+        def report(_: ingest.Progress) -> None:
+            first.append(time.perf_counter() - began)
+
+        return ingest.prepare(rows, root, str(folder / store), CONFIG, IngestConfig(), report)
+
+    # Ray's workers give way to all other processes of a machine by default; here they compete with the pool's.
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - Ray writes it so.
+    init = seconds(lambda: ray.init(num_cpus=cpus, include_dashboard=False, logging_level="ERROR", log_to_driver=False))
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    quarter = len(paths) // 4
+    prepare("cold", 16 * cpus)
+    to_first = first[0]
+    bare, steady, whole, again = [], [], [], []
+    for round_ in range(ROUNDS):
+        with spawn.Pool(cpus) as pool:
+            pool.map(decode_one, paths[: 4 * cpus], chunksize=4)  # Imports are start-up on both sides.
+            times = [seconds(partial(_drain, pool, paths[:count])) for count in (quarter, len(paths))]
+            bare.append(times[1] - times[0])
+        times = [seconds(partial(prepare, f"{count}-{round_}", count)) for count in (quarter, len(paths))]
+        steady.append(times[1] - times[0])
+        whole.append(times[1])
+        again.append(seconds(partial(prepare, f"{len(paths)}-{round_}", len(paths))))
+    ray.shutdown()
+    rest, pool_s, ray_s = len(paths) - quarter, statistics.median(bare), statistics.median(steady)
+    ratio = statistics.median(b / s for b, s in zip(bare, steady, strict=True))
+    print(f"{len(paths)} images to {CONFIG.height} x {CONFIG.width} on {cpus} cores, medians of {ROUNDS} rounds")
+    print(f"bare pool, steady throughput:       {rest / pool_s:7.1f} images/s")
+    print(f"Ray Data, steady throughput:        {rest / ray_s:7.1f} images/s, {ratio:.2f} of the pool")
+    print(f"  overhead on a core:               {(ray_s - pool_s) * cpus / rest * 1000:7.2f} ms an image")
+    print(f"  ray.init:                         {init:7.2f} s")
+    print(f"  time to the first batch, cold:    {to_first:7.2f} s")
+    print(f"  total throughput, warm:           {len(paths) / statistics.median(whole):7.1f} images/s")
+    share = statistics.median(again) / statistics.median(whole)
+    print(f"second run, all from the cache:     {statistics.median(again):7.3f} s, {share:.2%} of the first")
+
+
+def _drain(pool: Pool, paths: list[Path]) -> None:
+    for _ in pool.imap_unordered(decode_one, paths, chunksize=1):
+        pass
+
+
+def compressions(paths: list[Path]) -> None:
+    """Print bytes and milliseconds of an image for each compression that Parquet has."""
+    for depth in (8, 16):
+        config = DecodeConfig(depth=depth)
+        records = [
+            {"key": str(path), "pixels": np.ascontiguousarray(decode(path, config).pixels).tobytes()} for path in paths
+        ]
+        for name in ("none", "lz4", "snappy", "zstd"):
+            write, read = [], []
+            for _ in range(ROUNDS):
+                sink = io.BytesIO()
+                write.append(seconds(partial(_write, sink, name, records)))
+                file = pq.ParquetFile(pa.BufferReader(sink.getvalue()))
+                read.append(seconds(partial(_read, file)))
+            size, times = len(sink.getvalue()), (statistics.median(write), statistics.median(read))
+            milliseconds = [f"{1000 * t / len(records):.2f} ms" for t in times]
+            print(f"{depth:2d} bits, {name:6s} {size / len(records) / 1000:6.1f} KB, write, read: {milliseconds}")
+
+
+def _write(sink: io.BytesIO, compression: str, records: list[dict[str, object]]) -> None:
+    with cache._writer(sink, compression) as writer:
+        for record in records:
+            writer.write_batch(pa.RecordBatch.from_pylist([record], schema=cache._SCHEMA))
+
+
+def _read(file: pq.ParquetFile) -> None:
+    for row in range(file.num_row_groups):
+        np.frombuffer(file.read_row_group(row, columns=["pixels"]).column(0)[0].as_buffer(), np.uint8).sum()
+
+
+def index(rows: int = 54_706, shard_images: int = 64) -> None:
+    """Print how long the look-up of a data set of the size of RSNA's takes, before anything is decoded or read."""
+    with tempfile.TemporaryDirectory() as folder:
+        one = {"pixels": bytes(1000), "transfer_syntax": "1.2.840.10008.1.2.4.90", "geometry": "g" * 150}
+        for start in range(0, rows, shard_images):
+            keys = range(start, min(start + shard_images, rows))
+            cache.write_shard(folder, ({**one, "key": f"{key:032x}"} for key in keys))
+        print(f"{rows} rows: read_index from the shards {seconds(lambda: cache.read_index(folder)):.2f} s, ", end="")
+        print(f"from the written index {seconds(lambda: cache.read_index(folder)):.2f} s")
+
+
 def main() -> None:
-    """Write a data set, decode it in turn by both, print medians and ratios."""
-    images = int(sys.argv[1]) if len(sys.argv) > 1 else 96
-    with tempfile.TemporaryDirectory() as folder, cluster.connect(None):
-        data = synth.write(Path(folder) / "data", SynthConfig(patients=max(1, images // 4), height=2560, width=2048), 0)
+    """Write a data set and measure."""
+    images, side = (int(word) for word in (*sys.argv[1:3], *("1000", "2560")[len(sys.argv) - 1 :]))
+    with tempfile.TemporaryDirectory() as folder:
+        size = SynthConfig(patients=DISTINCT // 4, height=side, width=side * 4 // 5)
+        data = synth.write(Path(folder) / "data", size, 0)
         found = catalog.build(data.csv, data.root)
-        paths = [found.root / path for path in found.rows["path"]]
-        pool_times, ray_times, again_times = [], [], []
-        for round_ in range(ROUNDS):
-            with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
-                list(pool.map(decode_one, paths[:2]))  # Imports are start-up on both sides.
-                pool_times.append(seconds(lambda pool=pool: list(pool.map(decode_one, paths))))
-            cache = Path(folder) / f"cache-{round_}"
-            prepare = partial(ingest.prepare, found.rows, found.root, cache, CONFIG, IngestConfig(shard_images=8))
-            ray_times.append(seconds(prepare))
-            again_times.append(seconds(prepare))
-        pool_s, ray_s, again_s = (statistics.median(times) for times in (pool_times, ray_times, again_times))
-        print(f"{len(paths)} images of 2560 x 2048 to {CONFIG.height} x {CONFIG.width}, median of {ROUNDS} rounds")
-        print(f"process pool, decode alone:        {len(paths) / pool_s:6.1f} images/s")
-        print(
-            f"Ray Data, decode and write cache:  {len(paths) / ray_s:6.1f} images/s, {pool_s / ray_s:.2f} of the pool"
-        )
-        print(f"second run, all from the cache:    {again_s:6.3f} s, {again_s / ray_s:.2%} of the first")
+        compressions([found.root / path for path in found.rows["path"].head(32)])
+        index()
+        rates(links(found, images), found.root, Path(folder))
 
 
 if __name__ == "__main__":

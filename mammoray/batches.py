@@ -129,8 +129,14 @@ class Shard:
 
 
 def _load_window(table: pd.DataFrame, order: npt.NDArray[np.int64], config: DecodeConfig) -> Batch:
-    parts = list(stream(table, order, config).iter_batches(batch_size=None, batch_format="numpy"))
-    return {name: np.concatenate([part[name] for part in parts]) for name in ("row", "image")}
+    """Copied out block by block: arrays that still lie in the object store would fill it with the whole window."""
+    dtype = np.uint8 if config.depth == 8 else np.uint16
+    window: Batch = {"row": order, "image": np.empty((len(order), config.height, config.width), dtype=dtype)}
+    start = 0
+    for part in stream(table, order, config).iter_batches(batch_size=None, batch_format="numpy"):
+        window["image"][start : start + len(part["row"])] = part["image"]
+        start += len(part["row"])
+    return window
 
 
 def _first_rows(batches: list[Batch], rows: int) -> list[Batch]:

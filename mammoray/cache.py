@@ -176,8 +176,9 @@ def write_shard(folder: str, records: Iterable[dict[str, Any]]) -> pa.Table:
     return pa.Table.from_pylist([{**text, "bytes": size} for text in texts], schema=INDEX_SCHEMA)
 
 
-def _writer(sink: Any) -> pq.ParquetWriter:
-    return pq.ParquetWriter(sink, _SCHEMA, compression="lz4", use_dictionary=False, write_statistics=False)
+def _writer(sink: Any, compression: str = "lz4") -> pq.ParquetWriter:
+    # lz4: benchmarks/ingest.py has what others cost.
+    return pq.ParquetWriter(sink, _SCHEMA, compression=compression, use_dictionary=False, write_statistics=False)
 
 
 @contextlib.contextmanager

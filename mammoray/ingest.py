@@ -1,8 +1,8 @@
 """Rows of a catalog to the decoded cache, by Ray Data.
 
-A task takes the files of one shard, has them decoded by the child process that its worker keeps, and writes the shard
-itself: pixels go straight to storage and not through the object store, so that memory is bounded by one image a core.
-What returns to the driver is the shard's rows of the index.
+A task takes the files of some shards, has them decoded by the child process that its worker keeps, and writes the
+shards itself: pixels go straight to storage and not through the object store, so that memory is bounded by one image a
+core. What returns to the driver, shard by shard, is their rows of the index.
 """
 
 from __future__ import annotations
@@ -30,7 +30,11 @@ from mammoray.sandbox import Outcome, Sandbox
 DECODE = "mammoray.decode:decode"
 """What the child processes call: ``(path, config, name)`` to a ``decode.Decoded``."""
 _FAILURE = ["where", "expected", "found", "remedy", "exception"]
-_TASKS_PER_CPU = 4  # At least, where there are files enough: the last task then keeps few cores waiting.
+# Ray Data (2.60) looks for finished tasks ten times a second, so that a core waits a tenth of a second for its next
+# task: long tasks. They get shorter towards the end, so that no core waits long for the last.
+_SHARDS_PER_TASK = 8
+_TASKS_PER_CPU = 4
+_ROWS_BYTES = 4096  # Of the index: a task returns its rows when they are more than this, and not at its end.
 _INDEX_SECONDS = 10.0  # A killed run leaves no more than the shards of this time to be opened one by one.
 
 
@@ -110,13 +114,15 @@ def prepare(
     missing = keyed[~keyed["key"].isin(index["key"].to_pandas())]
     if len(missing):
         work = functools.partial(
-            _decode_shard, root=root, folder=folder, config=decode_config, function=function, limit=config.limit_seconds
+            _decode_files, root=root, folder=folder, decode_config=decode_config, config=config, function=function
         )
 
         def tell(done: int, failed: int) -> None:
             report(Progress(done=done, total=len(missing), failed=failed, seconds=time.monotonic() - started))
 
-        index = _extend(index, folder, _run(missing, work, config.shard_images), tell)
+        passing = _follow(index, folder, _run(missing, work, config.shard_images), tell)
+        # The shards have the last word: a task that was tried again may have returned a row twice, or from either try.
+        index = cache.first_of_each(pa.concat_tables([cache.read_index(folder), passing]))
     found = keyed.merge(index.to_pandas(), on="key", how="left", validate="many_to_one")
     return _sorted_out(found.drop(columns=["key", "bytes"]), folder, len(missing), time.monotonic() - started)
 
@@ -142,41 +148,60 @@ def check_enough(decoded: Decoded, config: IngestConfig) -> None:
         )
 
 
-def _extend(index: pa.Table, folder: str, parts: Iterator[pa.Table], tell: Callable[[int, int], None]) -> pa.Table:
-    """Add what the tasks return to the index, and write it down now and then."""
+def _follow(index: pa.Table, folder: str, parts: Iterator[pa.Table], tell: Callable[[int, int], None]) -> pa.Table:
+    """Take what the tasks return and write the index down now and then; returns the rows that are in no shard."""
     tables, done, failed, written = [index], 0, 0, time.monotonic()
-
-    def write() -> None:
-        known = pa.concat_tables(tables)
-        # What may be no fault of the file has no shard, and is tried again by the next run.
-        cache.write_index(folder, known.filter(known["shard"].is_valid()))
-
     for part in parts:
         tables.append(part)
         done += len(part)
         failed += len(part) - part["error"].null_count
         tell(done, failed)
         if time.monotonic() - written > _INDEX_SECONDS:
-            write()
+            cache.write_index(folder, _in_shards(tables))
             written = time.monotonic()
-    write()
-    return pa.concat_tables(tables)
+    cache.write_index(folder, _in_shards(tables))
+    every = pa.concat_tables(tables)
+    return every.filter(every["shard"].is_null())
 
 
-def _run(missing: pd.DataFrame, work: Callable[[pa.Table], pa.Table], shard_images: int) -> Iterator[pa.Table]:
-    """Rows of the index from each task, in the order in which they end."""
+def _in_shards(tables: list[pa.Table]) -> pa.Table:
+    every = pa.concat_tables(tables)
+    return every.filter(every["shard"].is_valid())
+
+
+def _run(
+    missing: pd.DataFrame, work: Callable[[pa.Table], Iterator[pa.Table]], shard_images: int
+) -> Iterator[pa.Table]:
+    """Rows of the index from the tasks, in the order in which they come."""
     cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
-    # Small sets are cut finer than a full shard, so that every core has work to its end.
-    rows_per_task = max(1, min(shard_images, -(-len(missing) // (_TASKS_PER_CPU * cpus))))
     table = pa.Table.from_pandas(missing[["key", "path"]], preserve_index=False)
-    blocks = [table.slice(start, rows_per_task) for start in range(0, len(table), rows_per_task)]
+    ends = np.cumsum(_task_sizes(len(table), cpus, shard_images)).tolist()
+    blocks = [table.slice(start, end - start) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
     results = ray.data.from_arrow(blocks).map_batches(work, batch_size=None, batch_format="pyarrow")
     results.context.raise_original_map_exception = True  # Ray Data's own wrapper loses what it wraps.
+    results.context.target_max_block_size = _ROWS_BYTES
     try:
         for batch in results.iter_batches(batch_size=None, batch_format="pyarrow"):
             yield batch.cast(cache.INDEX_SCHEMA)
     except ray.exceptions.RayTaskError as error:
         raise (error.cause if isinstance(error.cause, MammorayError) else error) from None
+
+
+def _task_sizes(files: int, cpus: int, shard_images: int) -> list[int]:
+    """Files of each task: whole shards, fewer and fewer, and less than a shard only where there are few files.
+
+    Examples
+    --------
+    >>> _task_sizes(54_706, 16, 64)[:2], _task_sizes(54_706, 16, 64)[-2:], _task_sizes(10, 2, 64)
+    ([512, 512], [64, 50], [2, 2, 2, 2, 2])
+    """
+    sizes = []
+    least = min(shard_images, -(-files // (_TASKS_PER_CPU * cpus)))
+    while files:
+        shards = min(_SHARDS_PER_TASK, files // (_TASKS_PER_CPU * cpus * shard_images))
+        sizes.append(min(files, max(least, shards * shard_images)))
+        files -= sizes[-1]
+    return sizes
 
 
 def _sorted_out(found: pd.DataFrame, folder: str, new: int, seconds: float) -> Decoded:
@@ -203,18 +228,29 @@ def _sandbox(function: str, limit: float) -> Sandbox:
     return Sandbox(function, limit)
 
 
-def _decode_shard(
-    files: pa.Table, root: Path, folder: str, config: DecodeConfig, function: str, limit: float
-) -> pa.Table:
-    """Decode the files of one task into one shard; returns their rows of the index."""
-    keys, paths = files["key"].to_pylist(), files["path"].to_pylist()
-    outcomes = _sandbox(function, limit).run([(root / path, config, path) for path in paths])
+def _decode_files(
+    files: pa.Table, root: Path, folder: str, decode_config: DecodeConfig, config: IngestConfig, function: str
+) -> Iterator[pa.Table]:
+    """Decode the files of one task into shards; yields the rows of the index of each."""
+    limit = config.limit_seconds
+    for start in range(0, len(files), config.shard_images):
+        part = files.slice(start, config.shard_images)
+        keys, paths = part["key"].to_pylist(), part["path"].to_pylist()
+        outcomes = _sandbox(function, limit).run([(root / path, decode_config, path) for path in paths])
+        records = (
+            (outcome.lasting, _record(key, path, outcome, decode_config, limit))
+            for key, path, outcome in zip(keys, paths, outcomes, strict=True)
+        )
+        yield _write(folder, records)
+
+
+def _write(folder: str, records: Iterator[tuple[bool, dict[str, Any]]]) -> pa.Table:
+    """Write a shard of what is to be remembered, and add the rest to its rows of the index, with no shard."""
     passing: list[dict[str, Any]] = []
 
     def lasting() -> Iterator[dict[str, Any]]:
-        for key, path, outcome in zip(keys, paths, outcomes, strict=True):
-            record = _record(key, path, outcome, config, limit)
-            if outcome.lasting:
+        for last, record in records:
+            if last:
                 yield record
             else:
                 passing.append(record)
