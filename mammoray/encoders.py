@@ -65,10 +65,11 @@ def rle(pixels: Image, bits: int) -> bytes:
     """DICOM RLE, PS3.5 annex G."""
     rows, columns = pixels.shape
     allocated = 8 * pixels.itemsize  # Given 8 bits stored of 16, pydicom would leave out the upper byte.
+    # By its own plugin: GDCM, which it prefers where it is installed, writes other bytes and crashes on odd sizes.
     encoded: bytes = get_encoder(uid.RLELossless).encode(
         pixels, rows=rows, columns=columns, samples_per_pixel=1, bits_allocated=allocated, bits_stored=allocated,
         number_of_frames=1, pixel_representation=int(pixels.dtype.kind == "i"),
-        photometric_interpretation="MONOCHROME2",
+        photometric_interpretation="MONOCHROME2", encoding_plugin="pydicom",
     )  # fmt: skip
     return encoded
 
