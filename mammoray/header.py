@@ -286,12 +286,21 @@ def _find_frame(rest: memoryview, syntax: str, fields: dict[str, Any], name: str
             raise DecodeError(where, "a sequence of fragments", "no end of it: truncated or damaged", _AGAIN) from None
     bytes_ = fields["rows"] * fields["columns"] * fields["bits_allocated"] // 8
     expected = bytes_ * fields["frames"]
+    if fields["bits_allocated"] == 8 and not known.is_little_endian and bytes(rest[4:6]) == b"OW":
+        value = memoryview(_swapped(value[: min(length, len(value))]))
     # PS3.5 8.1.1: a value has an even length; some writers fill it with more zeros.
     excess = bytes(value[expected : min(length, expected + _MAX_FILL + 1)])
     if length < expected or len(value) < length or len(excess) > _MAX_FILL or any(excess[1:]):
         found = f"{min(length, len(value))} bytes"
         raise DecodeError(where, f"{expected} bytes", found, "The file is truncated or damaged; copy it again.")
     return value[:bytes_]
+
+
+def _swapped(value: memoryview) -> bytearray:
+    """Pixels of 8 bits in words of two, big endian; PS3.5 8.1.2 and A.3."""
+    swapped = bytearray(value[: len(value) // 2 * 2])
+    swapped[0::2], swapped[1::2] = swapped[1::2], swapped[0::2]
+    return swapped
 
 
 def _fragments(value: memoryview) -> memoryview:

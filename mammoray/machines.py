@@ -257,6 +257,7 @@ def make_dicom(
     dataset = _header(encoding, laterality, view, patient_id, key, pixels.shape)
     dataset.PixelRepresentation = int(pixels.dtype.kind == "i")
     codec = CODECS.get(encoding.transfer_syntax)
+    vr = encoding.pixel_vr or ("OB" if encoding.bits_allocated == 8 else "OW")
     if codestream is None and codec is not None:
         codestream = codec(stored, encoding.bits_stored)
     if codestream is not None:
@@ -265,10 +266,8 @@ def make_dicom(
             dataset.LossyImageCompression, dataset.LossyImageCompressionRatio = "01", stored.nbytes // len(codestream)
             dataset.LossyImageCompressionMethod = LOSSY[encoding.transfer_syntax]
     else:
-        big = encoding.transfer_syntax == uid.ExplicitVRBigEndian
-        dataset.PixelData = stored.astype(stored.dtype.newbyteorder(">" if big else "<")).tobytes()
-        dataset.PixelData += b"\0" * (stored.nbytes % 2)
-    dataset["PixelData"].VR = encoding.pixel_vr or ("OB" if encoding.bits_allocated == 8 else "OW")
+        dataset.PixelData = _native(stored, encoding.transfer_syntax == uid.ExplicitVRBigEndian, vr)
+    dataset["PixelData"].VR = vr
     for keyword, value in (attributes or {}).items():
         if value is None:
             dataset.pop(keyword, None)
@@ -277,6 +276,14 @@ def make_dicom(
     buffer = BytesIO()
     dataset.save_as(buffer, enforce_file_format=True)
     return buffer.getvalue()
+
+
+def _native(stored: npt.NDArray[Any], big_endian: bool, vr: str) -> bytes:
+    """Pixel Data that are no codestream, of an even length; PS3.5 8.1.1 and A.3."""
+    value = stored.astype(stored.dtype.newbyteorder(">" if big_endian else "<")).tobytes() + b"\0" * (stored.nbytes % 2)
+    if big_endian and vr == "OW" and stored.itemsize == 1:  # Two pixels share a word.
+        return np.frombuffer(value, ">u2").astype("<u2").tobytes()
+    return value
 
 
 def _as_allocated(pixels: npt.NDArray[Any], encoding: Encoding) -> npt.NDArray[Any]:

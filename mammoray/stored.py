@@ -146,8 +146,6 @@ _Opened = tuple[Callable[[int, int], Image], int]
 
 def _open_uncompressed(header: Header) -> _Opened:
     order = "<" if uids.UID(header.transfer_syntax).is_little_endian else ">"
-    if header.bits_allocated == 8 and order == ">":
-        return _open_by_pydicom(header)  # PS3.5 A.3: pairs of bytes may be swapped.
     values = np.frombuffer(header.frame, f"{order}u{header.bits_allocated // 8}").reshape(header.rows, header.columns)
     return lambda r, skipped: np.ascontiguousarray(values, values.dtype.newbyteorder("=")), 0
 
