@@ -136,8 +136,7 @@ def _decoded(content: bytes, config: DecodeConfig, expected: npt.NDArray[Any]) -
 
 
 def _child(seed: int, indices: Sequence[int], pipe: Connection) -> None:
-    """Examine some files, and say before each that it has its turn."""
-    subjects()
+    """Examine some files; the pipe first gets None, when all is loaded and compiled, and then a verdict on each."""
     for number, subject in enumerate(subjects()):
         for config in CONFIGS.values():
             undamaged(number, replace(config, frame="first") if subject.frames > 1 else config)
