@@ -50,9 +50,12 @@ def centroid(difference: npt.NDArray[Any]) -> tuple[float, float]:
     return float((rows * weight).sum() / weight.sum()), float((columns * weight).sum() / weight.sum())
 
 
-@pytest.mark.parametrize("window", WINDOWS)
+# What a lossy codec leaves of the skin decides over a thumbnail's pixel of the box: it goes without the crop.
+CASES = [(s, w) for s in SYNTAXES for w, (config, _) in WINDOWS.items() if s != uid.JPEG2000 or config.crop == "none"]
+
+
 @pytest.mark.parametrize("level", [0, 1, 2, 3])
-@pytest.mark.parametrize("syntax", SYNTAXES)
+@pytest.mark.parametrize(("syntax", "window"), CASES)
 def test_output_pixels_are_where_the_geometry_says(syntax: str, level: int, window: str) -> None:
     config, right = WINDOWS[window]
     divisor = 1.37 * 2**level
