@@ -9,7 +9,6 @@ import sys
 import tempfile
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -31,7 +30,7 @@ class Watch:
     """Peaks of this session's memory while a piece of work runs."""
 
     def __init__(self) -> None:
-        self.peaks: Counter[str] = Counter()
+        self.peaks: dict[str, int] = {}
         self._ended = threading.Event()
 
     def run(self, work: Callable[[], object]) -> float:
@@ -51,12 +50,15 @@ class Watch:
         state = get_state_from_address(ray.get_runtime_context().gcs_address)
         while not self._ended.wait(0.2):
             store = get_memory_info_reply(state).store_stats
-            now = Counter({"object store": store.object_store_bytes_used, "spilled": store.spilled_bytes_total})
-            now["driver"] = own_bytes(psutil.Process())
+            self._see("object store", store.object_store_bytes_used)
+            self._see("spilled", store.spilled_bytes_total)
+            self._see("driver", own_bytes(psutil.Process()))
             for process in psutil.Process().children(recursive=True):
-                kind = kind_of(process)
-                now[kind] = max(now[kind], own_bytes(process)) if kind else 0
-            self.peaks |= now
+                if kind := kind_of(process):
+                    self._see(kind, own_bytes(process))
+
+    def _see(self, what: str, size: int) -> None:
+        self.peaks[what] = max(self.peaks.get(what, 0), size)
 
 
 def kind_of(process: psutil.Process) -> str | None:

@@ -33,8 +33,7 @@ _FAILURE = ["where", "expected", "found", "remedy", "exception"]
 # Ray Data (2.60) looks for finished tasks ten times a second, so that a core waits a tenth of a second for its next
 # task: long tasks. They get shorter towards the end, so that no core waits long for the last.
 _SHARDS_PER_TASK = 8
-_TASKS_PER_CPU = 4
-_ROWS_BYTES = 4096  # Of the index: a task returns its rows when they are more than this, and not at its end.
+_TASKS_PER_CPU = 2
 _INDEX_SECONDS = 10.0  # A killed run leaves no more than the shards of this time to be opened one by one.
 
 
@@ -121,7 +120,7 @@ def prepare(
             report(Progress(done=done, total=len(missing), failed=failed, seconds=time.monotonic() - started))
 
         passing = _follow(index, folder, _run(missing, work, config.shard_images), tell)
-        # The shards have the last word: a task that was tried again may have returned a row twice, or from either try.
+        # The shards have the last word: a task that was tried again may have written some twice.
         index = cache.first_of_each(pa.concat_tables([cache.read_index(folder), passing]))
     found = keyed.merge(index.to_pandas(), on="key", how="left", validate="many_to_one")
     return _sorted_out(found.drop(columns=["key", "bytes"]), folder, len(missing), time.monotonic() - started)
@@ -179,10 +178,11 @@ def _run(
     blocks = [table.slice(start, end - start) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
     results = ray.data.from_arrow(blocks).map_batches(work, batch_size=None, batch_format="pyarrow")
     results.context.raise_original_map_exception = True  # Ray Data's own wrapper loses what it wraps.
-    results.context.target_max_block_size = _ROWS_BYTES
+    results.context.target_max_block_size = 1  # An answer leaves the task when it is there, and not at the task's end.
     try:
         for batch in results.iter_batches(batch_size=None, batch_format="pyarrow"):
-            yield batch.cast(cache.INDEX_SCHEMA)
+            for answer in batch["answer"]:
+                yield pa.ipc.open_stream(answer.as_buffer()).read_all()
     except ray.exceptions.RayTaskError as error:
         raise (error.cause if isinstance(error.cause, MammorayError) else error) from None
 
@@ -193,7 +193,7 @@ def _task_sizes(files: int, cpus: int, shard_images: int) -> list[int]:
     Examples
     --------
     >>> _task_sizes(54_706, 16, 64)[:2], _task_sizes(54_706, 16, 64)[-2:], _task_sizes(10, 2, 64)
-    ([512, 512], [64, 50], [2, 2, 2, 2, 2])
+    ([512, 512], [64, 50], [3, 3, 3, 1])
     """
     sizes = []
     least = min(shard_images, -(-files // (_TASKS_PER_CPU * cpus)))
@@ -231,7 +231,10 @@ def _sandbox(function: str, limit: float) -> Sandbox:
 def _decode_files(
     files: pa.Table, root: Path, folder: str, decode_config: DecodeConfig, config: IngestConfig, function: str
 ) -> Iterator[pa.Table]:
-    """Decode the files of one task into shards; yields the rows of the index of each."""
+    """Decode the files of one task into shards; yields the rows of the index of each, as one value.
+
+    As one value, because Ray Data would cut a table, send the pieces one by one, and have the task wait for them.
+    """
     limit = config.limit_seconds
     for start in range(0, len(files), config.shard_images):
         part = files.slice(start, config.shard_images)
@@ -241,7 +244,11 @@ def _decode_files(
             (outcome.lasting, _record(key, path, outcome, decode_config, limit))
             for key, path, outcome in zip(keys, paths, outcomes, strict=True)
         )
-        yield _write(folder, records)
+        rows = _write(folder, records)
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, rows.schema) as stream:
+            stream.write_table(rows)
+        yield pa.table({"answer": pa.array([sink.getvalue().to_pybytes()], pa.binary())})
 
 
 def _write(folder: str, records: Iterator[tuple[bool, dict[str, Any]]]) -> pa.Table:
