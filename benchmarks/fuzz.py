@@ -50,7 +50,9 @@ GROWTH = 5 * MAX_PIXELS
 
 CONFIGS = {
     "full": DecodeConfig(height=200, width=160, crop="none", orient="none", depth=16),
-    "reduced": DecodeConfig(height=36, width=32, crop="none", orient="none", window="none", frame="first"),
+    "reduced": DecodeConfig(
+        height=36, width=32, crop="none", orient="none", window="none", frame="first", bit_planes="visible"
+    ),
     "breast": DecodeConfig(height=48, width=40),
 }
 FAULTS = ("bug", "leak", "crash", "hang", "memory", "accepted truncation")

@@ -169,6 +169,7 @@ def _is_sound(siz: bytes, cod: bytes, qcd: bytes) -> bool:
         and siz[40] & 0x7F < 16
         and levels <= 32
         and len(cod) == 14 + (levels + 1 if style & 1 else 0)
+        and all(size & 15 and size >> 4 for size in cod[15:])  # Half of a precinct is a subband's.
         and max(blocks) <= 10
         and sum(blocks) <= 12
         and len(steps) == (1 if kind == 1 else 3 * levels + 1)

@@ -13,6 +13,7 @@ def test_damaged_files_are_refused_or_decoded_and_no_truncated_one_is_an_image()
         capture_output=True,
         text=True,
         timeout=120,
+        check=False,
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "| all | 600 |" in done.stdout
