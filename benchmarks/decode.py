@@ -151,11 +151,11 @@ def syntax_table(samples: Sequence[Sample], size: Size) -> None:
 
 
 def decoder_table(samples: Sequence[Sample], size: Size) -> None:
-    """Stock decoders, on the images that stand in all transfer syntaxes."""
+    """Decoders against each other, on the images that stand in all transfer syntaxes."""
     images = {s.image for s in samples if s.syntax not in (J2K, JLL, corpus.RAW)}
     rows = decoders.compare([s for s in samples if s.image in images], size.rounds)
     note = f"One codestream to stored values in full, {len(images)} images; result against the uncompressed file."
-    table("Stock decoders", ["syntax", "decoder", "CPU ms a megapixel", "result"], rows, note)
+    table("Decoders", ["syntax", "decoder", "CPU ms a megapixel", "result"], rows, note)
 
 
 def exact_table() -> None:

@@ -1,4 +1,4 @@
-"""Stock decoders against each other: CPU time of one codestream to stored values, without header, window or resize."""
+"""Decoders against each other: CPU time of one codestream to stored values, without header, window or resize."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from PIL import Image
 from pydicom import uid
 from pydicom.encaps import get_frame
 from speed import seconds
+
+from mammoray import ljpeg
 
 Decoder = Callable[[bytes, pydicom.Dataset], Any]
 
@@ -57,6 +59,10 @@ def _rle_whole(frame: bytes, dataset: pydicom.Dataset) -> Any:
     return np.frombuffer(decoded, dtype).reshape(dataset.Rows, dataset.Columns)
 
 
+def _own(frame: bytes, dataset: pydicom.Dataset) -> Any:
+    return ljpeg.decode(np.frombuffer(frame, np.uint8))
+
+
 def _view(frame: bytes, dataset: pydicom.Dataset) -> Any:
     return np.frombuffer(frame, f"<u{dataset.BitsAllocated // 8}").reshape(dataset.Rows, dataset.Columns).copy()
 
@@ -73,7 +79,7 @@ DECODERS: dict[str, dict[str, Decoder]] = {
     uid.JPEG2000Lossless: _JPEG2000,
     uid.JPEG2000: _JPEG2000,
     uid.HTJ2KLossless: {"imagecodecs htj2k": _imagecodecs("htj2k_decode"), "pydicom": _plugin("")},
-    uid.JPEGLosslessSV1: _LOSSLESS,
+    uid.JPEGLosslessSV1: {"mammoray ljpeg": _own, **_LOSSLESS},
     uid.JPEGLossless: _LOSSLESS,
     uid.JPEGExtended12Bit: {"imagecodecs jpeg8": _imagecodecs("jpeg8_decode"), "pydicom, gdcm": _plugin("gdcm")},
     uid.JPEGLSLossless: {"imagecodecs jpegls": _imagecodecs("jpegls_decode"), "pydicom, gdcm": _plugin("gdcm")},

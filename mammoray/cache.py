@@ -19,6 +19,7 @@ import functools
 import hashlib
 import os
 import re
+import time
 import uuid
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -55,6 +56,7 @@ INDEX_SCHEMA = pa.schema(
     ]
 )
 """What is known of a cached file without its pixels; ``shard`` is the shard's name in its folder."""
+_STALE_NS = 24 * 3600 * 10**9
 _READERS = 16  # Requests at once to storage that answers slowly.
 _OPEN_SHARDS = 256  # Some 50 MB of Parquet footers.
 
@@ -206,6 +208,7 @@ def read_index(folder: str) -> pa.Table:
         entries = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
     except (pa.ArrowException, OSError) as error:
         raise IngestError(shown(folder), "a folder that can be read", _reason(error), "Check --cache.") from None
+    _clear_away(filesystem, entries)
     sizes = {entry.base_name: entry.size for entry in entries if entry.base_name.endswith(".parquet")}
     known = _read_known(filesystem, path, sizes)
     others = sorted(set(sizes) - set(known["shard"].unique().to_pylist()))
@@ -215,6 +218,14 @@ def read_index(folder: str) -> pa.Table:
     if others:
         write_index(folder, index)
     return index
+
+
+def _clear_away(filesystem: fs.FileSystem, entries: list[fs.FileInfo]) -> None:
+    """Delete what killed runs left half written; what is younger than a day may be another run's work."""
+    for entry in entries:
+        if entry.base_name.endswith(".partial") and entry.mtime_ns and time.time_ns() - entry.mtime_ns > _STALE_NS:
+            with contextlib.suppress(pa.ArrowException, OSError):
+                filesystem.delete_file(entry.path)
 
 
 def first_of_each(index: pa.Table) -> pa.Table:

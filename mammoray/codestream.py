@@ -46,6 +46,8 @@ class Codestream:
         Wavelet levels.
     levels : int
         How many of them :func:`reduced` can leave off: all, or 0 where the order of the packets does not allow it.
+    at_origin : bool
+        Whether image and tiles begin at the origin of the reference grid (B.2).
     followed : bool
         Whether its packets can be told apart (:mod:`mammoray.packets`).
     skippable : bool
@@ -61,6 +63,7 @@ class Codestream:
     reversible: bool
     halvings: int
     levels: int
+    at_origin: bool
     followed: bool
     skippable: bool
     _segments: tuple[tuple[int, bytes], ...]
@@ -124,6 +127,7 @@ def parse(frame: memoryview) -> Codestream:
         reversible=cod[13] == 1,
         halvings=cod[9],
         levels=levels,
+        at_origin=origin,
         followed=followed,
         skippable=followed and cod[13] == 1,
         _segments=tuple(segments),

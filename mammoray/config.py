@@ -102,7 +102,7 @@ class DecodeConfig:
     """Grey scale. voi: the header's first VOI LUT or window (full range where it has none). percentile: the 1st to
     99.5th percentile of the breast's pixels. none: the whole range of the stored bits, linear."""
     crop: Literal["breast", "none"] = "breast"
-    """breast: cut to the bounding box of the largest bright region. none: whole image."""
+    """breast: cut to the bounding box of the breast, the thickest bright piece of the image. none: whole image."""
     background: Literal["black", "keep"] = "black"
     """With --crop breast: make all that is not breast black, labels and markers inside the box too, or keep it."""
     orient: Literal["content", "laterality", "none"] = "content"
@@ -136,7 +136,7 @@ class IngestConfig:
     (s3://bucket/prefix, gs://, abfs://, hdfs://), whose credentials are those of the environment; on a cluster all
     nodes must see it. Default: mammoray-cache beside the output folder."""
     shard_images: int = 64
-    """Images per cache file and per decode task. A killed run decodes at most the shards in flight again."""
+    """Images per cache file. A killed run decodes at most the shards in flight, one a core, again."""
     limit_seconds: float = 60.0
     """Seconds that one file may take to be read and decoded; a file that takes longer is listed, and tried again by the
     next run."""

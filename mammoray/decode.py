@@ -22,7 +22,6 @@ import numpy.typing as npt
 
 from mammoray import breast, grey, header, stored
 from mammoray.config import DecodeConfig
-from mammoray.errors import DecodeError
 from mammoray.header import Header
 from mammoray.resample import resample
 
@@ -104,17 +103,7 @@ def decode(source: Path | bytes, config: DecodeConfig, name: str | None = None) 
     name = name or (str(source) if isinstance(source, Path) else "bytes")
     content = _map(source) if isinstance(source, Path) else source
     with header.pydicom_silent():
-        try:
-            return _decode(header.read(content, name, config.frame), config)
-        except DecodeError:
-            raise
-        except Exception as error:
-            # pydicom parses an element when it is asked for, and damage shows then. Only the kind of the error is
-            # told: the text of pydicom's errors quotes header values.
-            found = f"{type(error).__name__} while reading it"
-            raise DecodeError(
-                name, "a header that can be read", found, "Copy the file again from its source."
-            ) from None
+        return _decode(header.read(content, name, config.frame), config)
 
 
 def _map(path: Path) -> bytes | memoryview:
@@ -129,19 +118,19 @@ def _decode(head: Header, config: DecodeConfig) -> Decoded:
     pyramid = stored.open_frame(head)
     view = _View.find(head, pyramid, config)
     table = grey.table(head, config.window, view.tissue)
-    skipped = _invisible(table, config)
-    table, padding_shows = grey.blacken_padding(table, head)
     size = _size(view.box, config)
     r = _level(view.box, size, config.detail)
-    level = pyramid.level(r, skipped)
-    image = resample(level, r, table, head.lowest, view.box, size)
-    if image.min() == image.max():
-        expected, remedy = "a window that shows something", "Use --window percentile."
-        raise head.error("VOI window", expected, "one grey everywhere", remedy)
+    level = pyramid.level(r, _invisible(table, config))
+    padded, padding_shows = grey.blacken_padding(table, head)
+    # What overshoots at a reduced level may look like padding: there it is told by its surroundings.
+    image = resample(level, r, table if r else padded, head.lowest, view.box, size)
     if padding_shows and r:
         image *= _resample_mask(~_near_padding(level, head), r, view.box, size)
     if config.crop == "breast" and config.background == "black" and view.mask is not None:
         image *= _resample_mask(breast.blank_region(view.mask), view.level, view.box, size)
+    if image.min() == image.max():
+        found, remedy = "one grey everywhere", "Use another --window, or leave the file out of the CSV."
+        raise head.error("VOI window", "a window that shows something", found, remedy)
     frame, pad_top, pad_left = _frame(image[:, ::-1] if view.mirrored else image, config)
     top, left, bottom, right = view.box
     geometry = Geometry(
@@ -180,7 +169,7 @@ class _View:
     @staticmethod
     def find(head: Header, pyramid: stored.Pyramid, config: DecodeConfig) -> _View:
         whole = (0, 0, head.rows, head.columns)
-        mirrored = config.orient == "laterality" and _laterality(head) == "R"
+        mirrored = config.orient == "laterality" and _side(head) == "R"
         if config.crop == "none" and config.orient != "content" and config.window != "percentile":
             return _View(whole, mirrored, 0, None, None)
         r = max(0, (max(head.rows, head.columns) // _THUMBNAIL).bit_length() - 1)
@@ -205,20 +194,21 @@ def _level_padding(thumbnail: npt.NDArray[Any], head: Header) -> npt.NDArray[np.
 
 def _stored_box(box: tuple[int, int, int, int], r: int, head: Header) -> tuple[int, int, int, int]:
     """A box of the thumbnail in stored pixels: sample ``i`` of level ``r`` stands for those around ``2**r * i``."""
-    half = 2**r // 2
+    half, sides = 2**r // 2, (head.rows, head.columns)
     top, left = (max(0, edge * 2**r - half) for edge in box[:2])
+    # The last sample stands for all that follows it.
     bottom, right = (
-        min(side, edge * 2**r - half) for edge, side in zip(box[2:], (head.rows, head.columns), strict=True)
+        side if edge == -(-side >> r) else min(side, edge * 2**r - half)
+        for edge, side in zip(box[2:], sides, strict=True)
     )
     return top, left, max(bottom, top + 1), max(right, left + 1)
 
 
-def _laterality(head: Header) -> str:
-    for keyword in ("ImageLaterality", "Laterality"):
-        if (side := head.dataset.get(keyword)) in ("L", "R"):
-            return str(side)
-    expected, remedy = "L or R", "Use --orient content."
-    raise head.error("Image Laterality (0020,0062)", expected, "neither of them", remedy)
+def _side(head: Header) -> str:
+    if head.laterality is None:
+        expected, remedy = "L or R", "Use --orient content."
+        raise head.error("Image Laterality (0020,0062)", expected, "neither of them", remedy)
+    return head.laterality
 
 
 def _size(box: tuple[int, int, int, int], config: DecodeConfig) -> tuple[int, int]:
@@ -245,10 +235,15 @@ def _invisible(table: grey.Table, config: DecodeConfig) -> int:
 
 
 def _near_padding(level: npt.NDArray[Any], head: Header) -> Mask:
-    """Padding of a reduced image, and what its neighbourhood was mixed into; the filter reaches two samples."""
+    """Padding of a reduced image, and what its neighbourhood was mixed into.
+
+    The low-pass of padding is padding again, but not within two samples of its border. A single sample of that value
+    may be an overshoot beside bright tissue: real padding covers three by three.
+    """
     low, high = head.padding or (0, -1)
     is_padding = ((level >= low) & (level <= high)).astype(np.uint8)
-    return np.asarray(cv2.dilate(is_padding, np.ones((5, 5), np.uint8)), dtype=np.bool_)
+    inside = cv2.erode(is_padding, np.ones((3, 3), np.uint8))
+    return np.asarray(cv2.dilate(inside, np.ones((7, 7), np.uint8)), dtype=np.bool_)
 
 
 def _resample_mask(

@@ -47,6 +47,9 @@ def table(header: Header, window: str, tissue: npt.NDArray[np.integer] | None = 
     DICOM PS3.3 C.11.1 (modality LUT), C.11.2 (VOI: LUT, LINEAR, LINEAR_EXACT, SIGMOID), C.7.6.3.1.2 (MONOCHROME1 is
     inverted last).
     """
+    if window == "voi" and "WindowCenter" not in header.dataset and header.grouped:
+        expected, found = "a window in the header itself", "functional groups, which are not read"
+        raise header.error("VOI window", expected, found, "Use --window percentile or none.")
     try:
         if window == "percentile" and tissue is not None:
             grey = _between_percentiles(header, tissue)
@@ -56,8 +59,10 @@ def table(header: Header, window: str, tissue: npt.NDArray[np.integer] | None = 
             grey = _shown_by_numbers(_Numbers.of(header, window))
     except Exception as error:
         # A malformed LUT or window fails in many ways inside pydicom; its text may quote the header.
-        found, remedy = type(error).__name__, "Use --window percentile."
+        found, remedy = type(error).__name__, "Use --window percentile, or leave the file out of the CSV."
         raise header.error("modality or VOI LUT", "a valid window or LUT", found, remedy) from None
+    if not np.isfinite(grey).all():
+        raise header.error("modality or VOI LUT", "finite numbers", "others", "Leave the file out of the CSV.")
     return grey
 
 
@@ -148,8 +153,8 @@ def _look_up(
     """Values through a LUT (C.11.1.1, C.11.2.1.1), and the range of its output: 0 to all of its bits."""
     entries, first, bits = (int(number) for number in item.LUTDescriptor)
     entries = entries % 2**16 or 2**16  # C.11.1.1: 0 stands for 65,536.
-    if header.signed and first >= 2**15:
-        first -= 2**16  # Written as unsigned; its VR is that of the stored values.
+    if (header.signed or values[0] < 0 or values[-1] < 0) and first >= 2**15:
+        first -= 2**16  # Its VR follows what it is applied to, but it may have been written as unsigned.
     data = item.LUTData
     if isinstance(data, bytes):
         order = "<" if UID(header.transfer_syntax).is_little_endian else ">"
@@ -178,6 +183,6 @@ def _shown_by_lut(header: Header, window: str) -> Table:
 def _between_percentiles(header: Header, tissue: npt.NDArray[np.integer]) -> Table:
     values, _, _ = _modality(header)
     ends = (0.5, 99.0) if header.inverted else (1.0, 99.5)
-    low, high = np.percentile(values[tissue - header.lowest], ends)
+    low, high = np.percentile(values[np.clip(tissue - header.lowest, 0, len(values) - 1)], ends)
     grey = _scaled(values, float(low), float(high))
     return np.asarray(1 - grey if header.inverted else grey, np.float32)

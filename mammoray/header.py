@@ -29,6 +29,7 @@ _HEAD = 1 << 16  # Bytes that hold most headers.
 _MAX_FILL = 1024  # Zeros after the pixels; a wrong number of rows or columns leaves more, or something else.
 _MAX_INFLATED = 2 * MAX_PIXELS + (1 << 24)  # Bytes: the largest image and its header.
 _AGAIN = "Copy the file again from its source."
+_LEAVE = "Copy the file again from its source, or leave it out of the CSV."
 _COLOUR = ("PALETTE COLOR", "RGB", "YBR_FULL", "YBR_FULL_422", "YBR_PARTIAL_420", "YBR_ICT", "YBR_RCT")
 _OPTIONAL = (
     "WindowCenter", "WindowWidth", "VOILUTFunction", "VOILUTSequence", "ModalityLUTSequence", "RescaleSlope",
@@ -54,6 +55,10 @@ class Header:
         MONOCHROME1: low values are bright.
     frames : int
         Number of Frames.
+    laterality : str or None
+        Image Laterality, else Laterality: L or R.
+    grouped : bool
+        Whether it has functional groups (C.7.6.16), in which windows may stand instead.
     padding : (int, int) or None
         Lowest and highest stored value that stand for "no image here" (C.7.5.1.1.2).
     dataset : pydicom.Dataset
@@ -71,6 +76,8 @@ class Header:
     signed: bool
     inverted: bool
     frames: int
+    laterality: str | None
+    grouped: bool
     padding: tuple[int, int] | None
     dataset: pydicom.Dataset
     frame: memoryview
@@ -121,19 +128,22 @@ def read(content: bytes | memoryview, name: str, frame: str = "only") -> Header:
         Not a DICOM, no image, colour, several frames, a size that cannot be, or a damaged header.
     """
     dataset, syntax, rest = _parse(content, name)
-    for keyword in _OPTIONAL:
-        # Anonymisers leave elements without a value behind, which say no more than absent ones.
-        if keyword in dataset and dataset[keyword].is_empty:
-            del dataset[keyword]
-    fields = _check(dataset, name, frame)
-    return Header(
-        name=name,
-        transfer_syntax=syntax,
-        dataset=dataset,
-        frame=_find_frame(rest, syntax, fields, name),
-        padding=_padding(dataset),
-        **fields,
-    )
+    try:
+        for keyword in _OPTIONAL:
+            # Anonymisers leave elements without a value behind, which say no more than absent ones.
+            if keyword in dataset and dataset[keyword].is_empty:
+                del dataset[keyword]
+        fields = {**_check(dataset, name, frame), "padding": _padding(dataset), "laterality": _laterality(dataset)}
+    except (DecodeError, MemoryError):
+        raise
+    except Exception as error:
+        # pydicom parses an element when it is asked for, and damage shows then. Only the kind of the error is told:
+        # the text of pydicom's errors quotes header values.
+        raise DecodeError(
+            name, "a header that can be read", f"{type(error).__name__} while reading it", _AGAIN
+        ) from None
+    view = _find_frame(rest, syntax, fields, name)
+    return Header(name=name, transfer_syntax=syntax, dataset=dataset, frame=view, **fields)
 
 
 def _parse(content: bytes | memoryview, name: str) -> tuple[pydicom.Dataset, str, memoryview]:
@@ -151,6 +161,8 @@ def _parse(content: bytes | memoryview, name: str) -> tuple[pydicom.Dataset, str
             body = memoryview(_inflate(body))
         dataset, end = _elements_before_pixels(body, known)
         return dataset, syntax, body[end:]
+    except MemoryError:
+        raise
     except Exception as error:
         # pydicom parses in many ways; only the kind of its error is told, because the text quotes header values.
         found = str(error) if isinstance(error, _TellableError) else f"{type(error).__name__} while parsing"
@@ -200,7 +212,12 @@ def _elements_before_pixels(body: memoryview, syntax: uid.UID) -> tuple[pydicom.
             return found
 
         stream = io.BytesIO(body[:size])
-        dataset = filereader.read_dataset(stream, syntax.is_implicit_VR, syntax.is_little_endian, stop_when=stop)
+        try:
+            dataset = filereader.read_dataset(stream, syntax.is_implicit_VR, syntax.is_little_endian, stop_when=stop)
+        except Exception:
+            if size >= len(body):
+                raise
+            continue  # The cut went through a sequence.
         if found or size >= len(body):
             break
     return dataset, stream.tell()
@@ -214,7 +231,7 @@ def _check(dataset: pydicom.Dataset, name: str, frame: str) -> dict[str, Any]:
 
     rows, columns = _integer(dataset, "Rows", name), _integer(dataset, "Columns", name)
     if not 0 < rows * columns <= MAX_PIXELS:
-        raise refuse("Rows x Columns", f"1 to {MAX_PIXELS} pixels", f"{rows} x {columns}", "The header is damaged.")
+        raise refuse("Rows x Columns", f"1 to {MAX_PIXELS} pixels", f"{rows} x {columns}", _LEAVE)
     if (samples := _integer(dataset, "SamplesPerPixel", name, 1)) != 1:
         raise refuse("Samples per Pixel (0028,0002)", "1 (grey)", str(samples), "Leave colour images out of the CSV.")
     frames = _integer(dataset, "NumberOfFrames", name, 1)
@@ -233,10 +250,12 @@ def _check(dataset: pydicom.Dataset, name: str, frame: str) -> dict[str, Any]:
     allocated, bits = _integer(dataset, "BitsAllocated", name), _integer(dataset, "BitsStored", name)
     if allocated not in (8, 16) or not 1 <= bits <= allocated:
         where, found = "Bits Allocated / Stored", f"{allocated} / {bits}"
-        raise refuse(where, "8 or 16, and no more stored", found, "The header is damaged.")
+        raise refuse(where, "8 or 16, and no more stored", found, _LEAVE)
+    if (high := _integer(dataset, "HighBit", name, bits - 1)) != bits - 1:
+        raise refuse("High Bit (0028,0102)", f"{bits - 1}, one less than Bits Stored", str(high), _LEAVE)
     if (representation := _integer(dataset, "PixelRepresentation", name, 0)) not in (0, 1):
         where, found = "Pixel Representation (0028,0103)", str(representation)
-        raise refuse(where, "0 (unsigned) or 1 (signed)", found, "The header is damaged.")
+        raise refuse(where, "0 (unsigned) or 1 (signed)", found, _LEAVE)
     return {
         "rows": rows,
         "columns": columns,
@@ -245,6 +264,7 @@ def _check(dataset: pydicom.Dataset, name: str, frame: str) -> dict[str, Any]:
         "signed": representation == 1,
         "inverted": photometric == "MONOCHROME1",
         "frames": frames,
+        "grouped": "SharedFunctionalGroupsSequence" in dataset or "PerFrameFunctionalGroupsSequence" in dataset,
     }
 
 
@@ -256,7 +276,12 @@ def _integer(dataset: pydicom.Dataset, keyword: str, name: str, default: int | N
         return int(value)
     except (TypeError, ValueError):
         found = "nothing" if value is None else "no integer"
-        raise DecodeError(f"{name}: {keyword}", "an integer", found, "The header is damaged.") from None
+        raise DecodeError(f"{name}: {keyword}", "an integer", found, _LEAVE) from None
+
+
+def _laterality(dataset: pydicom.Dataset) -> str | None:
+    sides = [str(dataset.get(keyword)) for keyword in ("ImageLaterality", "Laterality")]
+    return next((side for side in sides if side in ("L", "R")), None)
 
 
 def _padding(dataset: pydicom.Dataset) -> tuple[int, int] | None:
@@ -283,7 +308,9 @@ def _find_frame(rest: memoryview, syntax: str, fields: dict[str, Any], name: str
         try:
             return _fragments(value) if fields["frames"] == 1 else _first_of_many(value, fields["frames"])
         except Exception:
-            raise DecodeError(where, "a sequence of fragments", "no end of it: truncated or damaged", _AGAIN) from None
+            raise DecodeError(
+                where, "a sequence of fragments", "no end of it, or more frames than the header says", _AGAIN
+            ) from None
     bytes_ = fields["rows"] * fields["columns"] * fields["bits_allocated"] // 8
     expected = bytes_ * fields["frames"]
     if fields["bits_allocated"] == 8 and not known.is_little_endian and bytes(rest[4:6]) == b"OW":
@@ -316,7 +343,9 @@ def _fragments(value: memoryview) -> memoryview:
             raise ValueError("no item")
         parts.append(value[position : position + length])
         position += length
-    frames = parts[1:]  # The first item is the Basic Offset Table.
+    if len(parts[0]) > 4:  # The first item is the Basic Offset Table: an offset a frame.
+        raise ValueError("several frames")
+    frames = parts[1:]
     return frames[0] if len(frames) == 1 else memoryview(b"".join(frames))
 
 

@@ -65,7 +65,8 @@ def decode(codestream: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint16] | None:
     )
     if missing:
         raise ValueError("the data end before the last pixel: truncated or damaged")
-    if unread >= _SLACK or codestream[end : end + 2].tobytes() != b"\xff\xd9":
+    rest = codestream[end:].tobytes().lstrip(b"\xff")
+    if unread >= _SLACK or codestream[end] != 255 or rest[:1] != b"\xd9" or rest[1:].strip(b"\x00\xff"):
         raise ValueError("data are left after the last pixel: damaged")
     return out
 
@@ -75,6 +76,9 @@ def _parse(head: bytes) -> _Scan | None:
     counts = symbols = frame = None
     position = 2
     while position + 4 <= len(head):
+        if head[position : position + 2] == b"\xff\xff":  # T.81 B.1.1.2: any marker may be preceded by fill bytes.
+            position += 1
+            continue
         marker, length = struct.unpack_from(">HH", head, position)
         segment = head[position + 4 : position + 2 + length]
         if marker == 0xFFC3 and len(segment) == 9 and segment[5] == 1:

@@ -54,6 +54,7 @@ def run(csv: Path, dicom_root: Path, outdir: Path, config: Config, address: str 
         raise RunFolderError(str(outdir), "a folder that can be written", found, "Choose another --outdir.") from error
     with cluster.connect(address):
         decoded = decode(data.rows, data.root, outdir, config, say)
+    decoded.failures.to_csv(outdir / FILES[0], index=False)
     syntaxes = by_transfer_syntax(decoded, data.root, config.ingest.limit_seconds)
     facts = {
         "version": __version__,
@@ -66,7 +67,6 @@ def run(csv: Path, dicom_root: Path, outdir: Path, config: Config, address: str 
         "images_per_second": round(decoded.new / decoded.seconds, 2),
         "transfer_syntaxes": syntaxes,
     }
-    decoded.failures.to_csv(outdir / FILES[0], index=False)
     (outdir / FILES[1]).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     for line in pd.DataFrame(syntaxes).to_string(index=False, na_rep="").splitlines():
         say(line)

@@ -35,7 +35,7 @@ def resample(
     level : (h, w) integers
         Level ``r`` of the wavelet pyramid.
     table : (n,) float32
-        What a value is shown as, at ``value - lowest``.
+        What a value is shown as, at ``value - lowest``; its ends hold for all values beyond them.
     box : (top, left, bottom, right)
         Edges in pixels of the stored image: its first pixel reaches from 0 to 1.
     size : (H, W)
@@ -106,7 +106,8 @@ def _resample(
             slot = row % kept
             if held[slot] != row:
                 for j in range(left, right):
-                    ring[slot, j] = table[np.int64(level[row, j]) - lowest]
+                    value: Any = np.int64(level[row, j]) - lowest
+                    ring[slot, j] = table[min(max(value, 0), len(table) - 1)]
                 held[slot] = row
             for j in range(left, right):
                 mean[j] += weight * ring[slot, j]

@@ -31,6 +31,7 @@ _START_SECONDS = 120.0  # For the imports, on a busy machine with a cold disk.
 _MEMORY_BYTES = 8 * 2**30  # Several times what the largest detector needs; a bomb wants more.
 # One child a core: more threads would only fight.
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS", "OPENCV_FOR_THREADS_NUM")
+_FROM_WITHIN = ("SIGSEGV", "SIGABRT", "SIGFPE", "SIGILL")
 _FROM_OUTSIDE = ("SIGKILL", "SIGTERM")
 
 
@@ -60,10 +61,13 @@ class Outcome:
     def lasting(self) -> bool:
         """Whether the same job would end in the same way.
 
-        Not where the system may be at fault and not the job: storage that fails or stalls, or somebody's SIGKILL, the
-        kernel's when memory is short among them.
+        So where it was refused with an error of mammoray, or brought its child down. Not where the system or the
+        program may be at fault: storage that fails or stalls (SIGBUS, where a file is mapped), memory that is short,
+        somebody's SIGKILL, an installation or code that is broken.
         """
-        return not isinstance(self.error, OSError | MemoryError) and self.end not in {"time limit", *_FROM_OUTSIDE}
+        if self.end is not None:
+            return self.end in _FROM_WITHIN or self.end.startswith("exit status")
+        return self.error is None or isinstance(self.error, MammorayError)
 
 
 class Sandbox:
@@ -234,12 +238,11 @@ def _serve(jobs: BinaryIO, answers: BinaryIO) -> None:
         value, raised = None, None
         try:
             value = function(*job)
+            value = asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
         except Exception as error:
             raised = _portable(error)
         signal.setitimer(signal.ITIMER_REAL, 0)
-        seconds = time.process_time() - started
-        plain = asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
-        _reply(answers, Outcome(value=plain, error=raised, seconds=seconds))
+        _reply(answers, Outcome(value=value, error=raised, seconds=time.process_time() - started))
 
 
 def _limit_memory() -> None:

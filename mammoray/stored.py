@@ -33,6 +33,7 @@ from mammoray.wavelet import low_pass
 
 Image = npt.NDArray[Any]
 _ROOM = 2  # Bits: the 5/3 low-pass of 0s and 1s lies between -1 and 2 at every level.
+_OVERSHOOT = 1 / 3  # Share of samples; noise of the two ends of the range alone reaches it.
 _MORE = b"\x5a\xa5\x36\xc9" * 16  # Data for a JPEG decoder that asks for more than there are.
 _LOSSY = (
     uids.JPEGBaseline8Bit, uids.JPEGExtended12Bit, uids.JPEGLSNearLossless, uids.JPEG2000, uids.HTJ2K,
@@ -56,7 +57,9 @@ class Pyramid:
         self._levels: dict[int, Image] = {}
 
     def level(self, r: int, skipped: int = 0) -> Image:
-        """Stored values at level ``r``: (ceil(rows / 2**r), ceil(columns / 2**r)), integers in the header's range.
+        """Stored values at level ``r``: (ceil(rows / 2**r), ceil(columns / 2**r)), integers.
+
+        Beside sharp edges those of a reduced level lie a little beyond the header's range.
 
         Parameters
         ----------
@@ -69,16 +72,12 @@ class Pyramid:
         DecodeError
             Damaged, truncated, contradicting the header, or one value everywhere.
         """
-        values = self._values(r, skipped)
-        return values if r == 0 else np.clip(values, self._header.lowest, self._header.highest)
-
-    def _values(self, r: int, skipped: int) -> Image:
         if r not in self._levels:
             # Not from a finer level that was decoded: of that, a decoder may have clipped the overshoot.
             if r <= self._deepest:
                 self._levels[r] = self._checked(self._decode(r, skipped), r)
             else:
-                self._levels[r] = low_pass(self._values(r - 1, skipped))
+                self._levels[r] = low_pass(self.level(r - 1, skipped))
         return self._levels[r]
 
     def _checked(self, values: Image, r: int) -> Image:
@@ -93,11 +92,14 @@ class Pyramid:
             raise header.error("Pixel Data (7FE0,0010)", "an image", found, "Leave the file out of the CSV.")
         if header.transfer_syntax in _LOSSY:  # Rounding of a lossy codec may lead a little out of the range.
             return np.clip(values, header.lowest, header.highest)
-        # The low-pass of sharp edges overshoots; a lossless frame itself must not.
+        # The low-pass of sharp edges overshoots, in few places and by less than the range; a lossless frame must not.
         room = header.highest - header.lowest if r else 0
-        if lowest < header.lowest - room or highest > header.highest + room:
+        beyond = 0.0
+        if lowest < header.lowest or highest > header.highest:
+            beyond = float(np.mean((values < header.lowest) | (values > header.highest)))
+        if lowest < header.lowest - room or highest > header.highest + room or beyond > (_OVERSHOOT if r else 0):
             # Also the sign of damage in a lossless JPEG: an error in a difference runs through the rest of the image.
-            found = str(lowest if lowest < header.lowest - room else highest)
+            found = f"{lowest} to {highest}"
             expected = f"values from {header.lowest} to {header.highest} (Bits Stored {header.bits_stored})"
             raise header.error("Pixel Data (7FE0,0010)", expected, found)
         return values
@@ -120,8 +122,8 @@ def _told(header: Header, work: Callable[..., Any], *args: Any) -> Any:
     """Call a codec; what it raises becomes this file's error. Only own texts are told: others may quote the header."""
     try:
         return work(*args)
-    except DecodeError:
-        raise
+    except (DecodeError, MemoryError, ImportError):
+        raise  # The last two say nothing about the file.
     except Exception as error:
         found = str(error) if type(error) is _DamagedError else f"{type(error).__name__} in its decoder"
         name = uids.UID(header.transfer_syntax).name
@@ -138,7 +140,13 @@ def _signed(values: Image, header: Header) -> Image:
         return values
     bits = values.dtype.itemsize * 8
     shift = bits - header.bits_stored
-    return np.asarray((values.view(np.dtype(f"int{bits}")) << shift) >> shift)
+    extended = (values.view(np.dtype(f"int{bits}")) << shift) >> shift
+    # The bits above are zeros or copies of the sign; anything else does not fit into Bits Stored.
+    above = values >> header.bits_stored if shift else values[:0]
+    if above.any() and not np.array_equal(extended.view(values.dtype), values):
+        expected, found = f"signed values of {header.bits_stored} bits", "other bits above them"
+        raise header.error("Pixel Data (7FE0,0010)", expected, found)
+    return extended
 
 
 _Opened = tuple[Callable[[int, int], Image], int]
@@ -181,9 +189,10 @@ def _open_jpeg2000(header: Header) -> _Opened:
         whole = functools.partial(imagecodecs.jpeg2k_decode, numthreads=1)
     if stream.levels and stream.signed == header.signed:
         return functools.partial(_by_header, stream, whole), stream.levels
-    if not stream.signed and not header.signed and not stream.high_throughput:
+    if stream.at_origin and not stream.signed and not header.signed and not stream.high_throughput:
         return functools.partial(_by_pillow, stream), stream.halvings
-    # A low-pass of values whose sign is yet to be read from their bits would mix the two ends of the range.
+    # The levels of an image with an offset stand elsewhere; and a low-pass of values whose sign is yet to be read from
+    # their bits would mix the two ends of the range.
     return lambda r, skipped: np.asarray(whole(stream.data)), 0
 
 
@@ -237,8 +246,11 @@ def _by_pillow(stream: codestream.Codestream, r: int, skipped: int) -> Image:
     tile = image.tile[0]
     image._size = size
     image.tile = [tile._replace(extents=(0, 0, *size), args=(tile.args[0], r, *tile.args[2:]))]
-    values = np.asarray(image)
-    return values >> (16 - stream.precision) if stream.precision > 8 else values
+    try:
+        values = np.asarray(image)
+    except OSError:
+        raise _DamagedError("damaged data") from None
+    return values >> ((8 if stream.precision <= 8 else 16) - stream.precision)
 
 
 def _open_jpeg(header: Header) -> _Opened:
@@ -283,6 +295,9 @@ def _jpeg_size(frame: memoryview) -> tuple[int, int]:
     """Rows and columns of a JPEG or JPEG-LS frame header; T.81 B.2.2, T.87 C.2.2."""
     position = 2
     while position + 9 <= len(frame):
+        if bytes(frame[position : position + 2]) == b"\xff\xff":  # T.81 B.1.1.2: fill bytes.
+            position += 1
+            continue
         marker, length, _, rows, columns = struct.unpack_from(">HHBHH", frame, position)
         if (0xFFC0 <= marker <= 0xFFCF and marker not in (0xFFC4, 0xFFC8, 0xFFCC)) or marker == 0xFFF7:
             return rows, columns

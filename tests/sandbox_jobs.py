@@ -12,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from mammoray.config import DecodeConfig
 from mammoray.decode import Decoded, decode
 from mammoray.errors import DecodeError
@@ -35,6 +37,7 @@ def act(what: str, argument: Any = None) -> Any:
     answers: dict[str, Callable[[], Any]] = {
         "return": lambda: argument,
         "pid": os.getpid,
+        "threads": lambda: psutil.Process().num_threads(),
         "modules": lambda: sorted(sys.modules),
     }
     return answers[what]() if what in answers else accidents[what](argument)

@@ -121,6 +121,22 @@ def test_a_malformed_window_is_an_error_that_quotes_nothing(attributes: dict[str
     assert "DOE" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "attributes",
+    [{"WindowCenter": "nan", "WindowWidth": "9"}, {"RescaleSlope": "nan", "RescaleIntercept": "0"}],
+)
+def test_numbers_that_are_none_are_an_error(attributes: dict[str, Any]) -> None:
+    with pytest.raises(DecodeError, match=r"finite|valid"):
+        grey.table(head(**attributes), "voi")
+
+
+def test_a_window_in_functional_groups_is_not_passed_over() -> None:
+    read = head(SharedFunctionalGroupsSequence=pydicom.Sequence([pydicom.Dataset()]))
+    with pytest.raises(DecodeError, match="functional groups"):
+        grey.table(read, "voi")
+    assert grey.table(read, "none")[-1] == 1
+
+
 def test_padding_is_black_and_it_is_told_whether_it_was_not() -> None:
     table = grey.table(head(), "none")
     for low, high, shows in ((0, 0, False), (4000, 4095, True), (3, 9, False)):

@@ -108,6 +108,33 @@ def test_an_undefined_length_without_compression_is_an_error() -> None:
         header.read(bytes(content), "a")
 
 
+def test_a_long_sequence_of_undefined_length_is_read_past() -> None:
+    items = [pydicom.Dataset() for _ in range(900)]
+    for item in items:
+        item.ImageComments = "z" * 100
+        item.is_undefined_length_sequence_item = True
+    dataset = pydicom.dcmread(io.BytesIO(machines.make_dicom(PIXELS)))
+    dataset.add_new(0x00081140, "SQ", items)
+    dataset[0x00081140].is_undefined_length = True
+    buffer = io.BytesIO()
+    dataset.save_as(buffer)
+    assert header.read(buffer.getvalue(), "a").rows == 60
+
+
+def test_more_frames_in_the_data_than_in_the_header_are_an_error() -> None:
+    dataset = pydicom.dcmread(io.BytesIO(with_frames(2, uid.JPEG2000Lossless)))
+    dataset.NumberOfFrames = 1
+    buffer = io.BytesIO()
+    dataset.save_as(buffer)
+    with pytest.raises(DecodeError, match="more frames than the header says"):
+        header.read(buffer.getvalue(), "a")
+
+
+def test_stored_bits_that_do_not_end_at_the_lowest_are_refused() -> None:
+    with pytest.raises(DecodeError, match=r"High Bit.*expected 11.*found 15"):
+        header.read(machines.make_dicom(PIXELS, attributes={"HighBit": 15}), "a")
+
+
 @pytest.mark.parametrize("syntax", ["1.2.3", "1.2.840.10008.5.1.4.1.1.1.2", ""])
 def test_an_unknown_transfer_syntax_is_an_error(syntax: str) -> None:
     content = machines.make_dicom(PIXELS)

@@ -86,6 +86,18 @@ def test_another_predictor_is_left_to_a_library(predictor: int) -> None:
     assert ljpeg.decode(encoded(images(12, (40, 61))[0], 12, predictor)) is None
 
 
+def test_fill_bytes_before_a_marker_and_after_the_end_are_no_damage() -> None:
+    image = images(12, (40, 61))[0]
+    data = encoded(image, 12).tobytes()
+    scan = data.index(b"\xff\xda")
+    filled = data[:scan] + b"\xff\xff" + data[scan:-2] + b"\xff\xff\xd9\x00"
+    decoded = ljpeg.decode(np.frombuffer(filled, np.uint8))
+    assert decoded is not None
+    assert np.array_equal(decoded, image)
+    with pytest.raises(ValueError, match="damaged"):
+        ljpeg.decode(np.frombuffer(data + data, np.uint8))
+
+
 @pytest.mark.parametrize("shape", [(40, 61), (150, 100)])
 def test_no_truncation_goes_unnoticed(shape: tuple[int, int]) -> None:
     data = encoded(images(12, shape)[0], 12)

@@ -46,6 +46,7 @@ def test_messages_larger_than_a_pipe_go_both_ways(sandbox: Sandbox) -> None:
         (("kill", signal.SIGABRT), "SIGABRT", True),
         (("exit", 3), "exit status 3", True),
         (("exit", 0), "exit status 0", True),
+        (("kill", signal.SIGBUS), "SIGBUS", False),
         (("kill", signal.SIGKILL), "SIGKILL", False),
     ],
 )
@@ -151,6 +152,7 @@ def test_a_function_that_cannot_be_imported_is_an_error_of_the_run() -> None:
 
 
 def test_the_child_is_light_and_has_one_thread(sandbox: Sandbox) -> None:
+    assert values(sandbox.run([("threads",)]))[0] == 1
     modules = values(sandbox.run([("modules",)]))[0]
     assert "mammoray.decode" in modules
     assert not {"ray", "torch", "pandas", "pyarrow"} & set(modules)

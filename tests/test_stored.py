@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pydicom
 import pytest
+from PIL import Image as Pillow
 from pydicom import pixels, uid
 
 from mammoray import header, machines, stored
@@ -85,11 +86,16 @@ def edges(bits: int, shape: tuple[int, int] = (133, 90), signed: bool = False) -
 
 def pyramid(values: npt.NDArray[Any], bits: int, signed: bool = False) -> list[npt.NDArray[Any]]:
     """The levels of an image by the 5/3 filter alone, within the range of the bits."""
-    low = -(2 ** (bits - 1)) if signed else 0
     levels = [values.astype(np.int32)]
     while len(levels) < 7:
         levels.append(low_pass(levels[-1]))
-    return [np.clip(level, low, low + 2**bits - 1) for level in levels]
+    return [within(level, bits, signed) for level in levels]
+
+
+def within(level: npt.NDArray[Any], bits: int, signed: bool = False) -> npt.NDArray[Any]:
+    """What a level is shown as beyond the range of its bits; Pillow gives no more than that."""
+    low = -(2 ** (bits - 1)) if signed else 0
+    return np.asarray(np.clip(level, low, low + 2**bits - 1))
 
 
 ARRANGEMENTS: dict[str, dict[str, Any]] = {
@@ -110,7 +116,7 @@ def test_levels_of_jpeg_2000_are_the_low_pass_of_the_image(name: str, bits: int,
     stream = jpeg2000(values, bits, **ARRANGEMENTS[name])
     content = machines.make_dicom(values, Encoding(bits_stored=bits, window=None), codestream=stream)
     for r, expected in enumerate(pyramid(values, bits, signed)):
-        np.testing.assert_array_equal(opened(content).level(r), expected)
+        np.testing.assert_array_equal(within(opened(content).level(r), bits, signed), expected)
 
 
 @pytest.mark.parametrize("syntax", HT)
@@ -119,7 +125,7 @@ def test_levels_of_htj2k_are_the_low_pass_of_the_image(syntax: str, bits: int, s
     values = edges(bits, signed=signed)
     content = machines.make_dicom(values, Encoding(transfer_syntax=syntax, bits_stored=bits, window=None))
     for r, expected in enumerate(pyramid(values, bits, signed)):
-        np.testing.assert_array_equal(opened(content).level(r), expected)
+        np.testing.assert_array_equal(within(opened(content).level(r), bits, signed), expected)
 
 
 @pytest.mark.parametrize("name", ["LRCP", "LRCP, layers", "LRCP, precincts"])
@@ -130,7 +136,7 @@ def test_levels_are_the_same_in_whichever_order_they_are_asked_for(name: str) ->
     for first in range(4):
         levels = opened(content)
         for r in (first, *range(6)):
-            np.testing.assert_array_equal(levels.level(r), expected[r], str((first, r)))
+            np.testing.assert_array_equal(within(levels.level(r), 12), expected[r], str((first, r)))
 
 
 def frame_of(content: bytes) -> bytes:
@@ -211,3 +217,44 @@ def test_few_bytes_that_claim_a_huge_jpeg_are_refused(syntax: str) -> None:
     place = max(frame.find(marker) for marker in (b"\xff\xc1", b"\xff\xc3")) + 5
     with pytest.raises(DecodeError, match="too few"):
         opened(with_frame(content, frame[:place] + struct.pack(">H", 65000) + frame[place + 2 :])).level(0)
+
+
+@pytest.mark.parametrize("offset", [(1, 1), (3, 5), (16, 16)])
+def test_an_image_with_an_offset_on_the_reference_grid_has_its_levels_in_place(offset: tuple[int, int]) -> None:
+    values = np.clip(np.random.default_rng(0).normal(2048, 200, (97, 130)), 900, 3100).astype(np.uint16)
+    buffer = BytesIO()
+    Pillow.fromarray(values << 4).save(
+        buffer, "JPEG2000", offset=offset, tile_offset=offset, tile_size=(130, 97), no_jp2=True
+    )
+    encoding = Encoding(bits_stored=16, window=None)
+    content = machines.make_dicom(values << 4, encoding, codestream=buffer.getvalue())
+    for r, expected in enumerate(pyramid(values << 4, 16)[:4]):
+        np.testing.assert_array_equal(within(opened(content).level(r), 16), expected)
+
+
+def test_few_bits_in_an_unusual_order_are_not_widened() -> None:
+    values = (np.arange(97 * 130) % 32 + 40).astype(np.uint8).reshape(97, 130)
+    stream = jpeg2000(values, 7, layers=(3.0,))
+    encoding = Encoding(bits_stored=7, bits_allocated=8, window=None)
+    content = machines.make_dicom(values, encoding, codestream=stream)
+    for r, expected in enumerate(pyramid(values, 7)[:3]):
+        np.testing.assert_array_equal(within(opened(content).level(r), 7), expected)
+
+
+@pytest.mark.parametrize("syntax", [uid.ExplicitVRLittleEndian, uid.JPEGLosslessSV1, uid.RLELossless])
+def test_signed_values_beyond_their_bits_are_refused_and_not_wrapped(syntax: str) -> None:
+    values = np.random.default_rng(0).integers(-30000, 30000, (40, 50)).astype(np.int16)
+    encoding = Encoding(transfer_syntax=syntax, bits_stored=16, window=None)
+    content = machines.make_dicom(values, encoding, attributes={"BitsStored": 12, "HighBit": 11})
+    with pytest.raises(DecodeError, match="signed values of 12 bits"):
+        opened(content).level(0)
+
+
+@pytest.mark.parametrize("syntax", [uid.JPEG2000Lossless, uid.JPEGLosslessSV1])
+def test_many_values_beyond_their_bits_are_refused_at_every_level(syntax: str) -> None:
+    values = np.random.default_rng(0).normal(5000, 300, (400, 300)).astype(np.uint16)
+    encoding = Encoding(transfer_syntax=syntax, bits_stored=13, window=None)
+    content = machines.make_dicom(values, encoding, attributes={"BitsStored": 12, "HighBit": 11})
+    for r in (0, 2):
+        with pytest.raises(DecodeError, match="Bits Stored 12"):
+            opened(content).level(r)
