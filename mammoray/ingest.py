@@ -176,7 +176,9 @@ def _run(
     table = pa.Table.from_pandas(missing[["key", "path"]], preserve_index=False)
     ends = np.cumsum(_task_sizes(len(table), cpus, shard_images)).tolist()
     blocks = [table.slice(start, end - start) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
-    results = ray.data.from_arrow(blocks).map_batches(work, batch_size=None, batch_format="pyarrow")
+    results = ray.data.from_arrow(blocks).map_batches(
+        work, batch_size=None, batch_format="pyarrow", num_cpus=_task_cpus(ray.nodes())
+    )
     results.context.raise_original_map_exception = True  # Ray Data's own wrapper loses what it wraps.
     results.context.target_max_block_size = 1  # An answer leaves the task when it is there, and not at the task's end.
     try:
@@ -185,6 +187,20 @@ def _run(
                 yield pa.ipc.open_stream(answer.as_buffer()).read_all()
     except ray.exceptions.RayTaskError as error:
         raise (error.cause if isinstance(error.cause, MammorayError) else error) from None
+
+
+def _task_cpus(nodes: list[dict[str, Any]]) -> float:
+    """A little less than one, so that each node has a task more than cores.
+
+    Ray Data (2.60) looks for finished tasks ten times a second: without it a core would wait for its next task.
+
+    Examples
+    --------
+    >>> _task_cpus([{"Resources": {"CPU": 2.0}}, {"Resources": {"CPU": 16.0}}])
+    0.6666
+    """
+    cores = min((max(1.0, node["Resources"]["CPU"]) for node in nodes if node["Resources"].get("CPU")), default=1.0)
+    return int(10_000 * cores / (cores + 1)) / 10_000  # Ray counts in ten thousandths.
 
 
 def _task_sizes(files: int, cpus: int, shard_images: int) -> list[int]:

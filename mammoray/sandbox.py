@@ -76,7 +76,8 @@ class Sandbox:
     Parameters
     ----------
     function : str
-        ``module:name`` of what to call; its arguments and its result must pickle.
+        ``module:name`` of what to call; its arguments and its result must pickle. If the module has a function
+        ``warm_up``, it is called first, before any limit counts: compilers take their seconds there.
     limit : float
         Seconds that a call may take.
     """
@@ -225,7 +226,9 @@ def _serve(jobs: BinaryIO, answers: BinaryIO) -> None:
     name, limit = pickle.load(jobs)  # noqa: S301 - of our own parent.
     try:
         module, _, attribute = name.partition(":")
-        function = getattr(importlib.import_module(module), attribute)
+        imported = importlib.import_module(module)
+        function = getattr(imported, attribute)
+        getattr(imported, "warm_up", lambda: None)()
     except Exception as error:
         _reply(answers, Outcome(error=IngestError(name, "an import", f"{type(error).__name__}: {error}", "")))
         return

@@ -18,6 +18,13 @@ from mammoray.config import DecodeConfig
 from mammoray.decode import Decoded, decode
 from mammoray.errors import DecodeError
 
+WARM: list[bool] = []
+
+
+def warm_up() -> None:
+    """What a child does before its first job."""
+    WARM.append(True)
+
 
 def act(what: str, argument: Any = None) -> Any:
     """Do what a job says, and return its argument if there is a return."""
@@ -38,6 +45,7 @@ def act(what: str, argument: Any = None) -> Any:
         "return": lambda: argument,
         "pid": os.getpid,
         "threads": lambda: psutil.Process().num_threads(),
+        "warm": lambda: WARM,
         "modules": lambda: sorted(sys.modules),
     }
     return answers[what]() if what in answers else accidents[what](argument)

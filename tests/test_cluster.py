@@ -148,6 +148,20 @@ def test_an_address_gives_the_split_of_a_local_run(
     assert "epoch 2/2" in done.stdout + done.stderr
 
 
+@pytest.mark.parametrize("way", ["client", "job"])
+def test_a_data_set_is_prepared_on_the_cluster(way: str, head: Head, rsna: SynthSummary, tmp_path: Path) -> None:
+    words = flags(rsna, tmp_path)
+    if way == "client":
+        done = start(head, "mammoray", "prepare", *words, "--address", head.client)
+    else:
+        submit = ["job", "submit", "--address", head.dashboard, "--working-dir", ".", "--runtime-env"]
+        done = start(head, "ray", *submit, "jobs/runtime_env.yaml", "--", "python", "jobs/prepare.py", *words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    summary = json.loads((tmp_path / "run" / "prepare.json").read_text())
+    assert summary["decoded"] == summary["images"] == summary["new"]
+    assert "images/s" in done.stdout + done.stderr
+
+
 def test_an_error_on_the_cluster_arrives_as_the_same_one_line(head: Head, rsna: SynthSummary, tmp_path: Path) -> None:
     missing = str(tmp_path / "none.csv")
     done = start(head, "mammoray", "train", *flags(rsna, tmp_path), "--csv", missing, "--address", head.client)

@@ -59,6 +59,10 @@ def test_a_child_that_dies_costs_its_job_alone(
     assert outcomes[1].lasting is lasting
 
 
+def test_a_child_warms_up_once_before_its_first_job(sandbox: Sandbox) -> None:
+    assert values(sandbox.run([("warm",), ("warm",), ("exit", 1), ("warm",)])) == [[True], [True], None, [True]]
+
+
 def test_a_slow_reader_of_the_outcomes_gets_the_same(sandbox: Sandbox) -> None:
     ends = []
     for outcome in sandbox.run([("return", 1), ("exit", 3), ("return", 2)]):
