@@ -29,6 +29,8 @@ check: setup
 	$(BIN)/mypy
 
 bench: setup
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/decode.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/fuzz.py
 	$(BIN)/python benchmarks/ingest.py
 	$(BIN)/python benchmarks/memory.py
 

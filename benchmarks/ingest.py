@@ -60,7 +60,7 @@ def links(found: catalog.Catalog, count: int) -> pd.DataFrame:
 
 def rates(every: pd.DataFrame, root: Path, folder: Path) -> None:
     """Print start-up, throughput and the cost of a second run."""
-    paths, cpus = [root / path for path in every["path"]], len(os.sched_getaffinity(0))
+    paths, cpus = [root / path for path in every["path"]], os.cpu_count() or 1
     spawn = get_context("spawn")
     first: list[float] = []
 

@@ -76,7 +76,7 @@ def own_bytes(process: psutil.Process) -> int:
         memory = process.memory_info()
     except psutil.Error:
         return 0
-    return max(0, int(memory.rss - memory.shared))
+    return max(0, int(memory.rss - getattr(memory, "shared", 0)))
 
 
 def main() -> None:
