@@ -62,7 +62,7 @@ def test_every_lossless_encoding_holds_signed_pixels(syntax: str, bits: int) -> 
 
 
 @pytest.mark.parametrize("bits", [8, 12])
-@pytest.mark.parametrize("syntax", LOSSY)
+@pytest.mark.parametrize("syntax", sorted(set(LOSSY) & set(CODECS)))
 def test_every_lossy_encoding_says_so_and_reads_back_nearly(syntax: str, bits: int) -> None:
     if (syntax, bits) == (uid.JPEGBaseline8Bit, 12):
         with pytest.raises(ValueError, match="8 bits"):
