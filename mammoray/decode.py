@@ -19,8 +19,9 @@ from typing import Any
 import cv2
 import numpy as np
 import numpy.typing as npt
+from pydicom import uid
 
-from mammoray import breast, grey, header, stored
+from mammoray import breast, grey, header, machines, stored
 from mammoray.config import DecodeConfig
 from mammoray.header import Header
 from mammoray.resample import resample
@@ -104,6 +105,15 @@ def decode(source: Path | bytes, config: DecodeConfig, name: str | None = None) 
     content = _map(source) if isinstance(source, Path) else source
     with header.pydicom_silent():
         return _decode(header.read(content, name, config.frame), config)
+
+
+def warm_up() -> None:
+    """Load or compile the loops that a decode calls, before any limit of time counts (:mod:`mammoray.sandbox`)."""
+    ramp = np.arange(256 * 192, dtype=np.uint16).reshape(256, 192) % 4096
+    for syntax in (uid.JPEG2000Lossless, uid.JPEGLosslessSV1):
+        content = machines.make_dicom(ramp, machines.Encoding(transfer_syntax=syntax))
+        for crop in ("none", "breast"):
+            decode(content, DecodeConfig(height=64, width=48, crop=crop))
 
 
 def _map(path: Path) -> bytes | memoryview:

@@ -1,3 +1,5 @@
+import subprocess
+import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -204,6 +206,17 @@ def test_a_window_that_shows_a_marker_alone_is_an_error() -> None:
     encoding = Encoding(window=Window(centers=(3500.0,), widths=(100.0,)))
     with pytest.raises(DecodeError, match="one grey everywhere"):
         decode(machines.make_dicom(image.astype(np.uint16), encoding), DecodeConfig(height=256, width=192))
+
+
+def test_warming_up_leaves_nothing_to_compile() -> None:
+    program = (
+        "import time; from pathlib import Path; from mammoray import ljpeg, packets, resample, wavelet\n"
+        "from mammoray.decode import warm_up; warm_up()\n"
+        "loops = [ljpeg._decode_pixels, packets.follow, resample._resample, wavelet.low_pass]\n"
+        "print([bool(loop.signatures) for loop in loops])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["[True,", "True,", "True,", "True]"]
 
 
 def test_what_says_nothing_about_the_file_is_no_error_of_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
