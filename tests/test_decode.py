@@ -3,14 +3,13 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 import pydicom
 import pytest
-from pydicom import pixels, uid
+from pydicom import uid
 
 from mammoray import machines
 from mammoray.config import DecodeConfig, replace
@@ -31,12 +30,6 @@ SYNTAXES = [
     uid.ImplicitVRLittleEndian,
     *({uid.HTJ2KLossless} & set(machines.CODECS)),
 ]
-WINDOWS: dict[str, Callable[[int], Window | None]] = {
-    "none": lambda bits: None,
-    "linear": lambda bits: Window(centers=(2.0**bits * 0.4,), widths=(2.0**bits * 0.5,)),
-    "exact": lambda bits: Window(function="LINEAR_EXACT", centers=(2.0**bits * 0.4,), widths=(2.0**bits * 0.5,)),
-    "sigmoid": lambda bits: Window(function="SIGMOID", centers=(2.0**bits * 0.5, 7.0), widths=(2.0**bits * 0.3, 9.0)),
-}
 
 
 def picture(bits: int, seed: int = 0) -> npt.NDArray[np.uint16]:
@@ -44,16 +37,6 @@ def picture(bits: int, seed: int = 0) -> npt.NDArray[np.uint16]:
     noise = cv2.GaussianBlur(np.random.default_rng(seed).random((H, W)), (0, 0), 3)
     unit = (noise - noise.min()) / (noise.max() - noise.min())
     return np.asarray(np.rint(unit * (2**bits - 1)), dtype=np.uint16)
-
-
-def reference(content: bytes) -> npt.NDArray[Any]:
-    """pydicom's own path on the stored values that it is given: 0 to 1, bright is dense."""
-    dataset = pydicom.dcmread(pydicom.filebase.DicomBytesIO(content))
-    shown = pixels.apply_voi(pixels.apply_modality_lut(picture(dataset.BitsStored), dataset), dataset, index=0)
-    if "WindowCenter" in dataset:
-        shown = pixels.apply_windowing(shown, dataset, index=0)
-    unit = shown / (2.0**dataset.BitsStored - 1)
-    return np.asarray(1 - unit if dataset.PhotometricInterpretation == "MONOCHROME1" else unit)
 
 
 def test_eight_bits_are_sixteen_rounded() -> None:
