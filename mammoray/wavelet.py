@@ -1,7 +1,9 @@
 """One level of the wavelet pyramid that every image is reduced by: the 5/3 low-pass of JPEG 2000.
 
 A reversible JPEG 2000 codestream holds this pyramid and hands out its levels; all other transfer syntaxes are brought
-down by the same filter here, to the same integers. So nothing in the decoded image tells how its file was encoded.
+down by the same filter here, to the same integers. So nothing in the decoded image tells how its file was encoded,
+apart from streams in tiles, each of which is transformed for itself, and lossy ones, whose 9/7 wavelet is another
+filter.
 
 Shapes: ``h, w`` the level above, ``H, W`` its half, rounded up.
 """
