@@ -114,9 +114,9 @@ class DecodeConfig:
     """Samples per output pixel, along a side, that the decoded wavelet level must have at least, 0.5 to 1. 0.75 halves
     the time of JPEG 2000 files whose next level falls just short of the size, and is a little softer there."""
     bit_planes: Literal["all", "visible"] = "all"
-    """all: every lossless encoding of an image gives the same pixels. visible: leave out what JPEG 2000 codes below two
-    grey levels of each wavelet coefficient, most of which averages out: 1.3 to 2 times as fast, and off by a grey level
-    in a third of the pixels."""
+    """all: every lossless encoding of an image gives the same pixels. visible: leave out what JPEG 2000 codes below a
+    grey level of each wavelet coefficient, most of which averages out: up to 1.6 times as fast, and some pixels are off
+    by a grey level."""
     depth: Literal[8, 16] = 8
     """Bits of a decoded pixel. 8 is what a display window was made for and halves the cache; 16 keeps fine contrast."""
 

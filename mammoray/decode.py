@@ -31,7 +31,7 @@ DECODER_VERSION = 2
 
 _THUMBNAIL = 160  # Pixels that the long side has at least where the breast is looked for; less than twice as many.
 
-_VISIBLE_STEPS = 2  # Of the decoded grey levels; what this costs in fidelity stands in docs/benchmarks.md.
+_VISIBLE_STEPS = 1  # Of the decoded grey levels; what this costs in fidelity stands in docs/benchmarks.md.
 
 Mask = npt.NDArray[np.bool_]
 
@@ -237,7 +237,7 @@ def _level(box: tuple[int, int, int, int], size: tuple[int, int], detail: float)
 
 
 def _invisible(table: grey.Table, config: DecodeConfig) -> int:
-    """Bit planes of stored values below two steps of the decoded depth, where the table is steepest."""
+    """Bit planes of stored values below a step of the decoded depth, where the table is steepest."""
     steepest = float(np.abs(np.diff(table)).max()) * (2**config.depth - 1)
     if config.bit_planes == "all" or steepest == 0:
         return 0
