@@ -10,8 +10,6 @@ Shapes: ``H, W`` the decoded image, ``h, w`` the stored one.
 
 from __future__ import annotations
 
-import mmap
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from pydicom import uid
 
-from mammoray import breast, grey, header, machines, stored
+from mammoray import breast, grey, header, machines, storage, stored
 from mammoray.config import DecodeConfig
 from mammoray.header import Header
 from mammoray.resample import resample
@@ -81,13 +79,13 @@ class Decoded:
     transfer_syntax: str
 
 
-def decode(source: Path | bytes, config: DecodeConfig, name: str | None = None) -> Decoded:
+def decode(source: Path | str | bytes, config: DecodeConfig, name: str | None = None) -> Decoded:
     """Decode one mammogram.
 
     Parameters
     ----------
-    source : Path or bytes
-        A DICOM file, or its content.
+    source : Path, str or bytes
+        A DICOM file by its path or URI, or its content.
     config : DecodeConfig
         Size, window, crop, orientation, resize and depth.
     name : str, optional
@@ -101,8 +99,8 @@ def decode(source: Path | bytes, config: DecodeConfig, name: str | None = None) 
     OSError
         The file cannot be read at all.
     """
-    name = name or (str(source) if isinstance(source, Path) else "bytes")
-    content = _map(source) if isinstance(source, Path) else source
+    name = name or ("bytes" if isinstance(source, bytes) else storage.shown(str(source)))
+    content = source if isinstance(source, bytes) else storage.content(str(source))
     with header.pydicom_silent():
         return _decode(header.read(content, name, config.frame), config)
 
@@ -114,14 +112,6 @@ def warm_up() -> None:
         content = machines.make_dicom(ramp, machines.Encoding(transfer_syntax=syntax))
         for crop in ("none", "breast"):
             decode(content, DecodeConfig(height=64, width=48, crop=crop))
-
-
-def _map(path: Path) -> bytes | memoryview:
-    """A file's content, of which only what is looked at is read: a small part where low resolutions come first."""
-    with path.open("rb") as file:
-        if os.fstat(file.fileno()).st_size == 0:
-            return b""
-        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
 
 def _decode(head: Header, config: DecodeConfig) -> Decoded:

@@ -34,7 +34,15 @@ def test_the_help_of_every_verb_shows_flags_with_types_and_defaults(verb: str) -
     assert done.returncode == 0
     assert "--outdir PATH" in done.stdout
     if verb in ("train", "train-density", "crossval"):
-        for words in ("--csv PATH", "--epochs INT", "(default: 20)", "--arch STR", "{density,binary}", "in pixels"):
+        for words in (
+            "--csv {None}|STR",
+            "--dicom-root STR",
+            "--epochs INT",
+            "(default: 20)",
+            "--arch STR",
+            "{density,binary,cancer}",
+            "in pixels",
+        ):
             assert words in done.stdout
 
 
@@ -54,7 +62,7 @@ def test_flags_go_before_the_config_file_and_that_before_defaults(tmp_path: Path
     assert args.settings.train == config.TrainConfig(epochs=7, lr=0.25)
     assert args.settings.model == config.ModelConfig()
     assert args.scale.num_workers == 3
-    assert args.csv == Path("a.csv")
+    assert args.csv == "a.csv"
 
 
 def test_a_wrong_setting_ends_with_status_2_and_one_line_that_says_what_to_do(tmp_path: Path) -> None:
