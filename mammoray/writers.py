@@ -88,14 +88,15 @@ def patches(shown: FloatImage, mask: Mask, rng: np.random.Generator) -> list[Flo
     Returns
     -------
     list of numpy.ndarray
-        Squares of :data:`PATCH`, or half the shorter side if that is less. Each holds nearly as much breast as any
-        square of the image can.
+        Squares of :data:`PATCH`, or half the shorter side if that is less, no two of them in one place. Each holds
+        nearly as much breast as any square of the image can.
     """
     side = min(PATCH, min(shown.shape) // 2)
     inside = cv2.boxFilter(mask.astype(np.float32), -1, (side, side), anchor=(0, 0), borderType=cv2.BORDER_CONSTANT)
     inside = inside[: shown.shape[0] - side + 1, : shown.shape[1] - side + 1]
     corners = np.argwhere(inside >= 0.95 * inside.max())
-    return [shown[y : y + side, x : x + side] for y, x in corners[rng.integers(len(corners), size=rng.integers(1, 4))]]
+    chosen = rng.choice(corners, min(int(rng.integers(1, 4)), len(corners)), replace=False)
+    return [shown[y : y + side, x : x + side] for y, x in chosen]
 
 
 def _per_patient(row: Row) -> str:

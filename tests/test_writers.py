@@ -199,7 +199,7 @@ def test_patches_are_squares_of_the_image_that_lie_in_the_breast(shape: tuple[in
         phantom = draw("ABCD"[seed % 4], "LR"[seed % 2], ("CC", "MLO")[seed % 2], shape, np.random.default_rng(seed))
         numbered = np.arange(shape[0] * shape[1], dtype=np.float32).reshape(shape)
         cut = writers.patches(numbered, phantom.mask, np.random.default_rng(seed))
-        assert 1 <= len(cut) <= 3
+        assert 1 <= len(cut) <= 3 and len({piece[0, 0] for piece in cut}) == len(cut)
         for piece in cut:
             y, x = divmod(int(piece[0, 0]), shape[1])
             np.testing.assert_array_equal(piece, numbered[y : y + side, x : x + side])
