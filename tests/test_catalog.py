@@ -12,7 +12,7 @@ from mammoray.synth import SynthSummary
 @pytest.fixture
 def copy(rsna: SynthSummary, tmp_path: Path) -> Path:
     """A copy of the RSNA set that a test may spoil."""
-    return Path(shutil.copytree(rsna.csv.parent, tmp_path / "copy"))
+    return Path(shutil.copytree(rsna.table.parent, tmp_path / "copy"))
 
 
 def build(folder: Path) -> catalog.Catalog:
@@ -31,8 +31,8 @@ def test_rsna_gives_one_row_per_image_with_the_files_size_and_label(rsna: SynthS
 
 
 def test_the_root_may_be_the_folder_above_train_images_or_itself(rsna: SynthSummary) -> None:
-    above = catalog.build(rsna.csv, rsna.csv.parent)
-    inside = catalog.build(rsna.csv, rsna.csv.parent / "train_images")
+    above = catalog.build(rsna.csv, rsna.table.parent)
+    inside = catalog.build(rsna.csv, rsna.table.parent / "train_images")
     assert above.rows.equals(inside.rows)
 
 
