@@ -1,4 +1,4 @@
-"""One DICOM file to one grey image, ``(H, W)``, dense tissue bright and background 0.
+"""One file, DICOM or raster image, to one grey image, ``(H, W)``, dense tissue bright and background 0.
 
 In the order in which it happens: header -> breast, on a thumbnail -> the wavelet level that is just large enough ->
 grey by table (modality LUT, VOI, MONOCHROME1, padding: DICOM's order, PS3.3 C.7.6.3, C.11.1, C.11.2) -> mean over each
@@ -21,8 +21,9 @@ import numpy as np
 import numpy.typing as npt
 from pydicom import uid
 
-from mammoray import breast, grey, header, machines, stored
+from mammoray import breast, grey, header, machines, raster, stored
 from mammoray.config import DecodeConfig
+from mammoray.errors import DecodeError
 from mammoray.header import Header
 from mammoray.resample import resample
 
@@ -32,6 +33,10 @@ DECODER_VERSION = 2
 _THUMBNAIL = 160  # Pixels that the long side has at least where the breast is looked for; less than twice as many.
 
 _VISIBLE_STEPS = 1  # Of the decoded grey levels; what this costs in fidelity stands in docs/benchmarks.md.
+
+_FIRST = 512  # Bytes that tell what a file is.
+
+_DICOM_NAMES = (".dcm", ".dicom")
 
 Mask = npt.NDArray[np.bool_]
 
@@ -87,16 +92,16 @@ def decode(source: Path | bytes, config: DecodeConfig, name: str | None = None) 
     Parameters
     ----------
     source : Path or bytes
-        A DICOM file, or its content.
+        A DICOM file, a PNG, JPEG or TIFF image (:mod:`mammoray.raster`), or the content of one.
     config : DecodeConfig
         Size, window, crop, orientation, resize and depth.
     name : str, optional
-        How errors call the file.
+        How errors call the file. What is called ``.dcm`` or ``.dicom`` must be a DICOM.
 
     Raises
     ------
     DecodeError
-        Not a DICOM, no image, colour, several frames, a size that cannot be, pixels that contradict the header, a
+        Neither of them, no image, colour, several frames, a size that cannot be, pixels that contradict the header, a
         truncated or damaged codestream, or an image without content.
     OSError
         The file cannot be read at all.
@@ -104,7 +109,7 @@ def decode(source: Path | bytes, config: DecodeConfig, name: str | None = None) 
     name = name or (str(source) if isinstance(source, Path) else "bytes")
     content = _map(source) if isinstance(source, Path) else source
     with header.pydicom_silent():
-        return _decode(header.read(content, name, config.frame), config)
+        return _decode(_read(content, name, config.frame), config)
 
 
 def warm_up() -> None:
@@ -114,6 +119,23 @@ def warm_up() -> None:
         content = machines.make_dicom(ramp, machines.Encoding(transfer_syntax=syntax))
         for crop in ("none", "breast"):
             decode(content, DecodeConfig(height=64, width=48, crop=crop))
+
+
+def _read(content: bytes | memoryview, name: str, frame: str) -> Header:
+    """The header and frame of a file of either sort; its bytes say which it is."""
+    found = raster.kind(bytes(content[:_FIRST]))
+    if found in (None, "DICOM"):
+        return header.read(content, name, frame)
+    if found in raster.MEDIA_TYPES and not name.lower().endswith(_DICOM_NAMES):
+        return raster.read(content, name, frame)
+    if found in raster.MEDIA_TYPES:
+        what, remedy = "with another name", "Find out where the DICOM went, or give the image its own suffix."
+        raise DecodeError(name, "a DICOM file", f"{raster.described(str(found))} {what}", remedy)
+    what, remedy = (
+        f"no DICM after 128 bytes: {raster.described(str(found))}",
+        "Check that the file is an image, and whole.",
+    )
+    raise DecodeError(name, "a DICOM file, or a PNG, JPEG or TIFF image", what, remedy)
 
 
 def _map(path: Path) -> bytes | memoryview:
