@@ -19,12 +19,15 @@ import imagecodecs
 import numpy as np
 import numpy.typing as npt
 
-_MORE = b"\x5a\xa5\x36\xc9" * 16  # Data for a decoder that asks for more than there are.
+# Data for a decoder that asks for more than there are. Few of them may all end in a black that is clipped to black:
+# of 9,795 streams that were cut and closed 64 bytes let 37 pass, and 2,048 none.
+_MORE = b"\xa5\x5a\xc9\x36" * 512
 _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # Neither a stuffed byte, nor a restart, nor fill; T.81 B.1.1.
+_RESTART = re.compile(rb"\xff[\xd0-\xd7]")
 _START = re.compile(rb"\xff\xd8\xff")
 _SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _SOF_WORDS = frozenset(0xFF00 | marker for marker in _SOF) | {0xFFF7}  # The last is that of JPEG-LS.
-_EOI, _SOS, _APP0, _APP1 = 0xD9, 0xDA, 0xE0, 0xE1
+_EOI, _SOS, _DRI, _APP0, _APP1 = 0xD9, 0xDA, 0xDD, 0xE0, 0xE1
 _BARE = frozenset((0x01, *range(0xD0, 0xD9)))  # Markers without a length; T.81 B.1.1.4.
 _DCT = frozenset((0xC0, 0xC1, 0xC2))
 _PROGRESSIVE = 0xC2
@@ -74,8 +77,8 @@ def parse(content: memoryview) -> Stream:
     ValueError
         Truncated, damaged, not by DCT, or so short that it cannot hold its image.
     """
-    density, exif = (0, 0), None
-    frame: tuple[int, ...] | None = None
+    density, exif, interval = (0, 0), None, 0
+    frame: _Frame | None = None
     scans: list[memoryview] = []
     position = 2
     while True:
@@ -87,25 +90,72 @@ def parse(content: memoryview) -> Stream:
         segment = _segment(content, position)
         position += len(segment) + 2
         if marker in _SOF:
-            frame = _frame(marker, segment, frame)
-        elif marker == _SOS:
+            frame = _Frame.read(marker, segment, frame)
+        elif marker == _DRI:
+            interval = int.from_bytes(segment[:2], "big")
+        elif marker == _SOS and frame is not None:
             scans.append(segment)
+            _check_restarts(content, position, interval, frame.units(segment))
         elif marker == _APP0 and bytes(segment[:5]) == b"JFIF\0" and len(segment) >= 12:
             density = struct.unpack_from(">HH", segment, 8)
         elif marker == _APP1 and bytes(segment[:6]) == b"Exif\0\0" and exif is None:
             exif = segment[6:]
     if frame is None or not scans:
         raise ValueError("no JPEG frame header, or no scan")
-    process, precision, rows, columns, components = frame
+    rows, columns, progressive = frame.rows, frame.columns, frame.process == _PROGRESSIVE
     # A block of 64 pixels has two codes of a bit or more (T.81 F.1.2), or in a first progressive scan one (G.1.2.1).
-    if position * (512 if process == _PROGRESSIVE else 256) < rows * columns:
+    if position * (512 if progressive else 256) < rows * columns:
         raise ValueError(f"{position} bytes: too few for {rows} x {columns} pixels")
-    if process == _PROGRESSIVE and not _refined(scans, components):
+    if progressive and not _refined(scans, len(frame.sampling)):
         raise ValueError("a progressive image without its last scans: truncated")
     return Stream(
-        rows=rows, columns=columns, precision=precision, components=components, density=density, exif=exif,
-        end=position - 2, more=_START.search(content, position) is not None,
+        rows=rows, columns=columns, precision=frame.precision, components=len(frame.sampling), density=density,
+        exif=exif, end=position - 2, more=_START.search(content, position) is not None,
     )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class _Frame:
+    """A frame header, T.81 B.2.2; ``sampling``: factors across and down of each component, by its name."""
+
+    process: int
+    precision: int
+    rows: int
+    columns: int
+    sampling: dict[int, tuple[int, int]]
+
+    @staticmethod
+    def read(marker: int, segment: memoryview, before: _Frame | None) -> _Frame:
+        if before is not None or marker not in _DCT:
+            raise ValueError("several frames in one image" if before else "a JPEG that is not by Huffman-coded DCT")
+        number = segment[5] if len(segment) > 5 else 0
+        sampling = {name: (both >> 4, both & 15) for name, both in zip(segment[6::3], segment[7::3], strict=False)}
+        if not number or len(sampling) != number or not all(map(all, sampling.values())):
+            raise ValueError("a damaged frame header")
+        precision, rows, columns = struct.unpack_from(">BHH", segment)
+        return _Frame(marker, precision, rows, columns, sampling)
+
+    def units(self, scan: memoryview) -> int:
+        """Minimum coded units of a scan: blocks of one component, or groups of blocks of several; T.81 A.2."""
+        names = scan[1 : 1 + 2 * scan[0] : 2] if len(scan) else b""
+        if not names or not set(names) <= set(self.sampling):
+            raise ValueError("a damaged scan header")
+        across = max(factors[0] for factors in self.sampling.values())
+        down = max(factors[1] for factors in self.sampling.values())
+        if len(names) > 1:
+            return -(-self.columns // (8 * across)) * -(-self.rows // (8 * down))
+        own = self.sampling[names[0]]
+        return -(-self.columns * own[0] // (8 * across)) * -(-self.rows * own[1] // (8 * down))
+
+
+def _check_restarts(content: memoryview, position: int, interval: int, units: int) -> None:
+    """A decoder fills what is missing up to a restart marker, or where such markers are missing."""
+    if not interval:
+        return
+    found = _MARKER.search(content, position)
+    markers = sum(1 for _ in _RESTART.finditer(content, position, found.start() if found else len(content)))
+    if markers != (expected := -(-units // interval) - 1):
+        raise ValueError(f"{markers} restart markers instead of {expected}: truncated or damaged")
 
 
 def _next_marker(content: memoryview, position: int) -> tuple[int, int]:
@@ -122,15 +172,6 @@ def _segment(content: memoryview, position: int) -> memoryview:
     if length < 2 or position + length > len(content):
         raise ValueError("a segment that leads out of the file: truncated or damaged")
     return content[position + 2 : position + length]
-
-
-def _frame(marker: int, segment: memoryview, before: tuple[int, ...] | None) -> tuple[int, ...]:
-    """Process, precision, rows, columns, components; T.81 B.2.2."""
-    if before is not None or marker not in _DCT:
-        raise ValueError("several frames in one image" if before else "a JPEG that is not by Huffman-coded DCT")
-    if len(segment) < 6:
-        raise ValueError("a frame header that is too short")
-    return (marker, *struct.unpack_from(">BHHB", segment))
 
 
 def _refined(scans: list[memoryview], components: int) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 from pydicom.uid import UID
 
-from mammoray import __version__, cache, catalog, cluster, ingest
+from mammoray import __version__, cache, catalog, cluster, ingest, raster
 from mammoray.config import Config
 from mammoray.errors import RunFolderError
 from mammoray.sandbox import Sandbox
@@ -113,14 +113,15 @@ def by_transfer_syntax(decoded: ingest.Decoded, root: Path, limit: float) -> lis
     -------
     list of dict
         ``transfer_syntax`` (the standard's name), ``uid``, ``files``, ``failed`` among them, and ``median_ms``, the
-        processor time of decoding one, or None where none decoded.
+        processor time of decoding one, or None where none decoded. Raster images have a media type as both of the
+        former.
     """
     failed = pd.DataFrame({"uid": _transfer_syntaxes([root / path for path in decoded.failures["path"]], limit)})
     good = pd.DataFrame({"uid": decoded.rows["transfer_syntax"], "ms": decoded.rows["seconds"] * 1000})
     every = pd.concat([good.assign(failed=0), failed.assign(failed=1, ms=float("nan"))])
     rows = [
         {
-            "transfer_syntax": UID(uid).name if uid else "unknown",
+            "transfer_syntax": _encoding(uid),
             "uid": uid,
             "files": len(files),
             "failed": int(files["failed"].sum()),
@@ -129,6 +130,12 @@ def by_transfer_syntax(decoded: ingest.Decoded, root: Path, limit: float) -> lis
         for uid, files in every.groupby("uid")
     ]
     return sorted(rows, key=lambda row: (-row["files"], row["uid"]))
+
+
+def _encoding(uid: str) -> str:
+    if uid in raster.MEDIA_TYPES.values():
+        return uid  # pydicom would warn of a UID with letters.
+    return str(UID(uid).name) if uid else "unknown"
 
 
 def _transfer_syntaxes(files: list[Path], limit: float) -> list[str]:
