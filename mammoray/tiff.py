@@ -113,7 +113,7 @@ def check(content: memoryview, page: Directory) -> None:
     Raises
     ------
     ValueError
-        Some are missing, too short, or lie outside of the file.
+        Some are missing, of another length, or lie outside of the file.
     """
     offsets, lengths = (page.get(field, ()) for field in ((_TILES, _TILE_BYTES) if _TILES in page else _STRIP_FIELDS))
     number, needed, last = _parts(page)
@@ -122,10 +122,12 @@ def check(content: memoryview, page: Directory) -> None:
     beyond = max(offset + length for offset, length in zip(offsets, lengths, strict=True))
     if beyond > len(content) or not min(lengths):
         raise ValueError(f"pixels up to byte {beyond} in a file of {len(content)}: truncated or damaged")
-    most = _MOST.get(first(page, COMPRESSION, 1), 1)
+    most = _MOST.get(first(page, COMPRESSION, 1))
     for index, length in enumerate(lengths):
-        if length * most < (last if (index + 1) % (number // _planes(page)) == 0 else needed):
-            raise ValueError(f"{length} bytes in a strip or tile that needs more: truncated or damaged")
+        least = last if (index + 1) % (number // _planes(page)) == 0 else needed
+        # The last strip of an uncompressed image may be as long as the others.
+        if length * (most or 1) < least or (most is None and length > needed):
+            raise ValueError(f"{length} bytes in a strip or tile of {least}: truncated or damaged")
 
 
 def _planes(page: Directory) -> int:

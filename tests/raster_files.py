@@ -66,14 +66,15 @@ def tiff(
         262: [photometric], 277: [samples], 284: [planar],
     }  # fmt: skip
     fields |= {322: [tile], 323: [tile]} if tile else {278: [strip or len(pixels)]}
-    fields |= {339: [1] * samples} | dict(tags or {})
+    fields |= {339: [1] * samples}
+    given = dict(tags or {})  # Also where they contradict the pixels.
     where, lengths = (324, 325) if tile else (273, 279)
     out = bytearray(head)
     for page in range(pages):
         offsets = np.cumsum([0, *map(len, data)])[:-1]
-        entries = fields | {where: [0] * len(data), lengths: [len(part) for part in data]}
+        entries = fields | {where: [0] * len(data), lengths: [len(part) for part in data]} | given
         start = len(out) + _directory_size(entries, order, big)
-        entries[where] = [int(start + offset) for offset in offsets]
+        entries[where] = given.get(where, [int(start + offset) for offset in offsets])
         after = start + sum(map(len, data))
         out += _directory(entries, len(out), order, big, after if page + 1 < pages else 0) + b"".join(data)
     return bytes(out)
