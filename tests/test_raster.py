@@ -193,6 +193,17 @@ REFUSED: dict[str, tuple[bytes, str, str]] = {
     "transparent PNG": (png(CLEAR), "opaque", "not opaque"),
     "transparent TIFF": (tiff(CLEAR, tags={338: [2]}), "opaque", "not opaque"),
     "one transparent grey": (png(breast(8), extra=[chunk(b"tRNS", b"\0\0")]), "opaque", "not opaque"),
+    "transparent colours of a PNG": (png(CLEAR[..., [0, 0, 0, 1]]), "opaque", "not opaque"),
+    "palette with alpha": (
+        tiff(channels(breast(8), 1, True), photometric=3, tags={320: [0] * 768, 338: [2]}),
+        "grey, with or without",
+        "2",
+    ),
+    "extra samples that are no alpha": (
+        tiff(channels(breast(8), 1, True), tags={338: [0]}),
+        "grey, with or without alpha",
+        "2",
+    ),
     "CMYK TIFF": (tiff(channels(breast(8), 4, False), photometric=5), "grey", "CMYK"),
     "extra samples of no meaning": (tiff(channels(breast(8), 2, False)), "grey, with or without alpha", "2"),
     "TIFF of 32 bits": (tiff(breast(16).astype(np.uint32)), "8 or 16", "32"),
