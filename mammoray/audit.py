@@ -9,7 +9,8 @@ from typing import Any
 
 import pandas as pd
 
-from mammoray.catalog import Catalog, Finding
+from mammoray.catalog import Catalog
+from mammoray.findings import Finding
 
 _COLUMNS = [field.name for field in fields(Finding)]
 

@@ -10,8 +10,6 @@ Shapes: ``H, W`` the decoded image, ``h, w`` the stored one.
 
 from __future__ import annotations
 
-import mmap
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from pydicom import uid
 
-from mammoray import breast, grey, header, machines, raster, stored
+from mammoray import breast, grey, header, machines, raster, storage, stored
 from mammoray.config import DecodeConfig
 from mammoray.errors import DecodeError
 from mammoray.header import Header
@@ -86,13 +84,13 @@ class Decoded:
     transfer_syntax: str
 
 
-def decode(source: Path | bytes, config: DecodeConfig, name: str | None = None) -> Decoded:
+def decode(source: Path | str | bytes, config: DecodeConfig, name: str | None = None) -> Decoded:
     """Decode one mammogram.
 
     Parameters
     ----------
-    source : Path or bytes
-        A DICOM file, a PNG, JPEG or TIFF image (:mod:`mammoray.raster`), or the content of one.
+    source : Path, str or bytes
+        A DICOM file, or a PNG, JPEG or TIFF image (:mod:`mammoray.raster`), by its path or URI, or its content.
     config : DecodeConfig
         Size, window, crop, orientation, resize and depth.
     name : str, optional
@@ -106,8 +104,8 @@ def decode(source: Path | bytes, config: DecodeConfig, name: str | None = None) 
     OSError
         The file cannot be read at all.
     """
-    name = name or (str(source) if isinstance(source, Path) else "bytes")
-    content = _map(source) if isinstance(source, Path) else source
+    name = name or ("bytes" if isinstance(source, bytes) else storage.shown(str(source)))
+    content = source if isinstance(source, bytes) else storage.content(str(source))
     with header.pydicom_silent():
         return _decode(_read(content, name, config.frame), config)
 
@@ -124,26 +122,16 @@ def warm_up() -> None:
 def _read(content: bytes | memoryview, name: str, frame: str) -> Header:
     """The header and frame of a file of either sort; its bytes say which it is."""
     found = raster.kind(bytes(content[:_FIRST]))
-    if found in (None, "DICOM"):
+    if found is None or found == "DICOM":
         return header.read(content, name, frame)
-    if found in raster.MEDIA_TYPES and not name.lower().endswith(_DICOM_NAMES):
-        return raster.read(content, name, frame)
-    if found in raster.MEDIA_TYPES:
-        what, remedy = "with another name", "Find out where the DICOM went, or give the image its own suffix."
-        raise DecodeError(name, "a DICOM file", f"{raster.described(str(found))} {what}", remedy)
-    what, remedy = (
-        f"no DICM after 128 bytes: {raster.described(str(found))}",
-        "Check that the file is an image, and whole.",
-    )
-    raise DecodeError(name, "a DICOM file, or a PNG, JPEG or TIFF image", what, remedy)
-
-
-def _map(path: Path) -> bytes | memoryview:
-    """A file's content, of which only what is looked at is read: a small part where low resolutions come first."""
-    with path.open("rb") as file:
-        if os.fstat(file.fileno()).st_size == 0:
-            return b""
-        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    what = raster.described(found)
+    if found not in raster.MEDIA_TYPES:
+        expected, remedy = "a DICOM file, or a PNG, JPEG or TIFF image", "Check that the file is an image, and whole."
+        raise DecodeError(name, expected, f"no DICM after 128 bytes: {what}", remedy)
+    if name.lower().endswith(_DICOM_NAMES):
+        remedy = "Find out where the DICOM went, or give the image its own suffix."
+        raise DecodeError(name, "a DICOM file", f"{what} with another name", remedy)
+    return raster.read(content, name, frame)
 
 
 def _decode(head: Header, config: DecodeConfig) -> Decoded:

@@ -4,6 +4,7 @@
 
     MammorayError
     ├── ConfigError        a setting, a flag or a TOML file
+    ├── StorageError       a path or URI that cannot be reached or listed
     ├── CatalogError       the CSV, the folder tree, or how they fit together
     │   └── LabelError     a density label that cannot be read
     ├── SplitError         a split that cannot be made, or no longer fits the data
@@ -57,6 +58,10 @@ class MammorayError(Exception):
 
 class ConfigError(MammorayError):
     """A setting that is out of range, unknown, or contradicts another."""
+
+
+class StorageError(MammorayError):
+    """A path or a URI that cannot be reached, listed or read."""
 
 
 class CatalogError(MammorayError):

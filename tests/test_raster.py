@@ -360,5 +360,5 @@ def test_the_summary_of_encodings_names_media_types_without_a_warning(tmp_path: 
     decoded = ingest.Decoded(rows=rows, failures=pd.DataFrame({"path": []}), new=2, seconds=1.0)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        table = prepare.by_transfer_syntax(decoded, tmp_path, 10.0)
+        table = prepare.by_transfer_syntax(decoded, str(tmp_path), 10.0)
     assert {row["transfer_syntax"] for row in table} == {"image/png", "JPEG 2000 Image Compression (Lossless Only)"}
