@@ -1,4 +1,4 @@
-"""One DICOM file to one grey image, ``(H, W)``, dense tissue bright and background 0.
+"""One file, DICOM or raster image, to one grey image, ``(H, W)``, dense tissue bright and background 0.
 
 In the order in which it happens: header -> breast, on a thumbnail -> the wavelet level that is just large enough ->
 grey by table (modality LUT, VOI, MONOCHROME1, padding: DICOM's order, PS3.3 C.7.6.3, C.11.1, C.11.2) -> mean over each
@@ -19,8 +19,9 @@ import numpy as np
 import numpy.typing as npt
 from pydicom import uid
 
-from mammoray import breast, grey, header, machines, storage, stored
+from mammoray import breast, grey, header, machines, raster, storage, stored
 from mammoray.config import DecodeConfig
+from mammoray.errors import DecodeError
 from mammoray.header import Header
 from mammoray.resample import resample
 
@@ -30,6 +31,10 @@ DECODER_VERSION = 2
 _THUMBNAIL = 160  # Pixels that the long side has at least where the breast is looked for; less than twice as many.
 
 _VISIBLE_STEPS = 1  # Of the decoded grey levels; what this costs in fidelity stands in docs/benchmarks.md.
+
+_FIRST = 512  # Bytes that tell what a file is.
+
+_DICOM_NAMES = (".dcm", ".dicom")
 
 Mask = npt.NDArray[np.bool_]
 
@@ -85,16 +90,16 @@ def decode(source: Path | str | bytes, config: DecodeConfig, name: str | None = 
     Parameters
     ----------
     source : Path, str or bytes
-        A DICOM file by its path or URI, or its content.
+        A DICOM file, or a PNG, JPEG or TIFF image (:mod:`mammoray.raster`), by its path or URI, or its content.
     config : DecodeConfig
         Size, window, crop, orientation, resize and depth.
     name : str, optional
-        How errors call the file.
+        How errors call the file. What is called ``.dcm`` or ``.dicom`` must be a DICOM.
 
     Raises
     ------
     DecodeError
-        Not a DICOM, no image, colour, several frames, a size that cannot be, pixels that contradict the header, a
+        Neither of them, no image, colour, several frames, a size that cannot be, pixels that contradict the header, a
         truncated or damaged codestream, or an image without content.
     OSError
         The file cannot be read at all.
@@ -102,7 +107,7 @@ def decode(source: Path | str | bytes, config: DecodeConfig, name: str | None = 
     name = name or ("bytes" if isinstance(source, bytes) else storage.shown(str(source)))
     content = source if isinstance(source, bytes) else storage.content(str(source))
     with header.pydicom_silent():
-        return _decode(header.read(content, name, config.frame), config)
+        return _decode(_read(content, name, config.frame), config)
 
 
 def warm_up() -> None:
@@ -112,6 +117,21 @@ def warm_up() -> None:
         content = machines.make_dicom(ramp, machines.Encoding(transfer_syntax=syntax))
         for crop in ("none", "breast"):
             decode(content, DecodeConfig(height=64, width=48, crop=crop))
+
+
+def _read(content: bytes | memoryview, name: str, frame: str) -> Header:
+    """The header and frame of a file of either sort; its bytes say which it is."""
+    found = raster.kind(bytes(content[:_FIRST]))
+    if found is None or found == "DICOM":
+        return header.read(content, name, frame)
+    what = raster.described(found)
+    if found not in raster.MEDIA_TYPES:
+        expected, remedy = "a DICOM file, or a PNG, JPEG or TIFF image", "Check that the file is an image, and whole."
+        raise DecodeError(name, expected, f"no DICM after 128 bytes: {what}", remedy)
+    if name.lower().endswith(_DICOM_NAMES):
+        remedy = "Find out where the DICOM went, or give the image its own suffix."
+        raise DecodeError(name, "a DICOM file", f"{what} with another name", remedy)
+    return raster.read(content, name, frame)
 
 
 def _decode(head: Header, config: DecodeConfig) -> Decoded:

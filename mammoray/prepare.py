@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 from pydicom.uid import UID
 
-from mammoray import __version__, catalog, cluster, ingest, storage
+from mammoray import __version__, catalog, cluster, ingest, raster, storage
 from mammoray.config import Config
 from mammoray.errors import RunFolderError
 from mammoray.findings import Finding
@@ -138,7 +138,8 @@ def by_transfer_syntax(decoded: ingest.Decoded, root: str, limit: float) -> list
     -------
     list of dict
         ``transfer_syntax`` (the standard's name), ``uid``, ``files``, ``failed`` among them, and ``median_ms``, the
-        processor time of decoding one, or None where none decoded.
+        processor time of decoding one, or None where none decoded. Raster images have a media type as both of the
+        former.
     """
     failed = pd.DataFrame(
         {"uid": _transfer_syntaxes([storage.join(root, path) for path in decoded.failures["path"]], limit)}
@@ -147,7 +148,7 @@ def by_transfer_syntax(decoded: ingest.Decoded, root: str, limit: float) -> list
     every = pd.concat([good.assign(failed=0), failed.assign(failed=1, ms=float("nan"))])
     rows = [
         {
-            "transfer_syntax": UID(uid).name if uid else "unknown",
+            "transfer_syntax": _encoding(uid),
             "uid": uid,
             "files": len(files),
             "failed": int(files["failed"].sum()),
@@ -156,6 +157,12 @@ def by_transfer_syntax(decoded: ingest.Decoded, root: str, limit: float) -> list
         for uid, files in every.groupby("uid")
     ]
     return sorted(rows, key=lambda row: (-row["files"], row["uid"]))
+
+
+def _encoding(uid: str) -> str:
+    if uid in raster.MEDIA_TYPES.values():
+        return uid  # pydicom would warn of a UID with letters.
+    return str(UID(uid).name) if uid else "unknown"
 
 
 def _transfer_syntaxes(files: list[str], limit: float) -> list[str]:
