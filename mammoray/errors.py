@@ -9,7 +9,7 @@
     │   └── LabelError     a density label that cannot be read
     ├── SplitError         a split that cannot be made, or no longer fits the data
     │   └── LeakError      a patient on both sides of a split
-    ├── DecodeError        one DICOM file
+    ├── DecodeError        one image file
     ├── IngestError        the decoded cache, or too many files that did not decode
     ├── ModelError         an architecture or weights
     │   └── CheckpointError  a checkpoint that does not fit
@@ -81,7 +81,7 @@ class LeakError(SplitError):
 
 
 class DecodeError(MammorayError):
-    """One DICOM file cannot become an image."""
+    """One file cannot become an image."""
 
 
 class IngestError(MammorayError):
