@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from mammoray.config import CLASS_NAMES, Classes
+from mammoray.config import CLASS_NAMES, LABELS, Classes
 from mammoray.errors import CatalogError, LabelError
 
 DENSITIES = CLASS_NAMES["density"]
@@ -116,11 +116,11 @@ def parse_label(value: str, where: str) -> str | None:
 
 
 def class_index(labels: pd.Series, classes: Classes) -> npt.NDArray[np.int64]:
-    """Index of each density letter among the model's outputs, (N,) int64: A to D are 0 to 3, or 0, 0, 1, 1."""
-    codes: npt.NDArray[np.int64] = labels.map({letter: i for i, letter in enumerate(DENSITIES)}).to_numpy(
+    """Index of each label among the model's outputs, (N,) int64: A to D are 0 to 3, or 0, 0, 1, 1 with binary."""
+    codes: npt.NDArray[np.int64] = labels.map({name: i for i, name in enumerate(LABELS[classes])}).to_numpy(
         dtype=np.int64
     )
-    return codes if classes == "density" else codes // 2
+    return codes // 2 if classes == "binary" else codes
 
 
 def build(csv: Path, dicom_root: Path) -> Catalog:
