@@ -144,9 +144,9 @@ def _kinds(cell_N: Ints, images_NL: Ints) -> _Kinds:
     )
     cell_A = np.unique(table[:, 0], return_inverse=True)[1]
     images_AL = np.vstack([table[:, 1:], np.zeros_like(images_NL[:1])])
-    # All pairs are gone through: 65,000 of them are quick. Patients of rarer kinds stay where they are.
-    some = np.sort(np.argsort(first_A)[:_KINDS])
-    a_MM, b_MM = np.meshgrid(some, np.append(some, len(table)), indexing="ij")
+    # All pairs are gone through: 65,000 of them are quick. Of more kinds, every second or third takes part, and so on.
+    some = np.append(np.sort(np.argsort(first_A)[:: -(-len(table) // _KINDS)]), len(table))
+    a_MM, b_MM = np.meshgrid(some, some, indexing="ij")
     a_M, b_M = a_MM.ravel(), b_MM.ravel()
     return _Kinds(of_N.reshape(-1), np.append(cell_A, cell_A.max() + 1), a_M, b_M, images_AL[a_M] - images_AL[b_M])
 
@@ -154,29 +154,36 @@ def _kinds(cell_N: Ints, images_NL: Ints) -> _Kinds:
 def _refine(part_N: Ints, cell_N: Ints, images_NL: Ints, weight_K: Ints, over_KL: Ints, price_L: Ints) -> Ints:
     """Part of each patient of a class after the swaps; ``over_KL``, images above their share, follows in place."""
     part_N, kinds, swaps = part_N.copy(), _kinds(cell_N, images_NL), 0
+    price_L = np.where(images_NL.any(axis=0), price_L, 0)  # Labels that this class cannot change must not decide.
+    counts_AK = np.zeros((len(kinds.cell_A), len(weight_K)), dtype=np.int64)
+    np.add.at(counts_AK, (kinds.of_N, part_N), 1)
     for slack in (0, 1):
         while swaps < SWAPS * len(weight_K):
-            swap = _best_swap(part_N, kinds, weight_K, over_KL, price_L, slack)
+            swap = _best_swap(counts_AK, kinds, weight_K, over_KL, price_L, slack)
             if swap is None:
                 break
             i, j, m = swap
-            goes, comes = (
-                np.flatnonzero((kinds.of_N == kind[m]) & (part_N == part))[:1]
-                for kind, part in ((kinds.a_M, i), (kinds.b_M, j))
-            )
+            goes, comes = (_first(kinds, a, part_N, part) for a, part in ((kinds.a_M[m], i), (kinds.b_M[m], j)))
             part_N[goes], part_N[comes] = j, i
-            over_KL[i] -= weight_K.sum() * kinds.change_ML[m]
-            over_KL[j] += weight_K.sum() * kinds.change_ML[m]
+            change_K = np.bincount((i, j), (-1, 1), len(weight_K)).astype(np.int64)
+            counts_AK[kinds.a_M[m]] += change_K
+            counts_AK[kinds.b_M[m]] -= change_K
+            over_KL += weight_K.sum() * np.outer(change_K, kinds.change_ML[m])
             swaps += 1
     return part_N
 
 
+def _first(kinds: _Kinds, kind: int, part_N: Ints, part: int) -> Ints:
+    """The first patient of a kind in a part, as an array; an empty one for nobody."""
+    return np.flatnonzero((kinds.of_N == kind) & (part_N == part))[:1]
+
+
 def _best_swap(
-    part_N: Ints, kinds: _Kinds, weight_K: Ints, over_KL: Ints, price_L: Ints, slack: int
+    counts_AK: Ints, kinds: _Kinds, weight_K: Ints, over_KL: Ints, price_L: Ints, slack: int
 ) -> tuple[int, int, int] | None:
     """The best pair of kinds ``m`` to swap between the parts ``i, j`` furthest apart of those that a swap helps."""
     total = int(weight_K.sum())
-    counts_AK, excess_CK = _counts(part_N, kinds, weight_K)
+    excess_CK = _excess(counts_AK, kinds, weight_K)
     gap_KKL = over_KL[:, None] - over_KL[None]
     # Parts less than an image apart cannot come closer.
     apart_KK = np.triu(((np.abs(gap_KKL) // total) ** 2 * price_L).sum(axis=2))
@@ -191,27 +198,25 @@ def _best_swap(
     return None
 
 
-def _counts(part_N: Ints, kinds: _Kinds, weight_K: Ints) -> tuple[Ints, Ints]:
-    """Patients of each kind in each part, (A, K); and total weight times patients above the share of a cell, (C, K)."""
-    counts_AK = np.zeros((len(kinds.cell_A), len(weight_K)), dtype=np.int64)
-    np.add.at(counts_AK, (kinds.of_N, part_N), 1)
+def _excess(counts_AK: Ints, kinds: _Kinds, weight_K: Ints) -> Ints:
+    """Patients of each cell above each part's share, times the sum of the weights, (C, K); nobody is the last cell."""
     in_cell_CK = np.zeros((int(kinds.cell_A[-1]) + 1, len(weight_K)), dtype=np.int64)
-    np.add.at(in_cell_CK, kinds.cell_A, counts_AK)
-    in_class_K = counts_AK.sum(axis=0)
-    # Nobody stands where a patient of the class is missing.
-    in_cell_CK[-1] = -in_class_K
-    counts_AK[-1] = 1
-    return counts_AK, weight_K.sum() * in_cell_CK - weight_K * in_cell_CK.sum(axis=1, keepdims=True)
+    np.add.at(in_cell_CK, kinds.cell_A[:-1], counts_AK[:-1])
+    in_cell_CK[-1] = -counts_AK[:-1].sum(axis=0)  # Nobody stands where a patient of the class is missing.
+    return np.asarray(weight_K.sum() * in_cell_CK - weight_K * in_cell_CK.sum(axis=1, keepdims=True))
 
 
 def _allowed(counts_AK: Ints, excess_CK: Ints, kinds: _Kinds, i: int, j: int, slack: int) -> npt.NDArray[np.bool_]:
     """Which pairs may be swapped: both are there, and no cell and no class gets further from its share than allowed."""
     slack_C = np.full(len(excess_CK), slack)
     slack_C[-1] = 0  # A class never gets any slack,
-    last_C = np.arange(len(excess_CK)) == len(excess_CK) - 1
-    keeps = bool(counts_AK[:-1, i].sum() > 1)  # and the last patient of it in a part stays.
+    in_class_K = counts_AK[:-1].sum(axis=0)
     gives_C = (excess_CK[:, i] > -slack_C) & (excess_CK[:, j] < slack_C)
-    takes_C = (excess_CK[:, j] > -slack_C) & (excess_CK[:, i] < slack_C) & (keeps | ~last_C)
+    takes_C = (excess_CK[:, j] > -slack_C) & (excess_CK[:, i] < slack_C)
+    gives_C[-1] &= in_class_K[j] > 1  # and the last patient of it in a part stays.
+    takes_C[-1] &= in_class_K[i] > 1
     cell_a_M, cell_b_M = kinds.cell_A[kinds.a_M], kinds.cell_A[kinds.b_M]
-    there_M = (counts_AK[kinds.a_M, i] > 0) & (counts_AK[kinds.b_M, j] > 0)
+    there_AK = counts_AK > 0
+    there_AK[-1] = True
+    there_M = there_AK[kinds.a_M, i] & there_AK[kinds.b_M, j]
     return np.asarray(there_M & ((cell_a_M == cell_b_M) | (gives_C[cell_a_M] & takes_C[cell_b_M])))
