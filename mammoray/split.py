@@ -12,8 +12,8 @@ and in a class by site and machine. Guarantees:
   order of rows and columns, the number of workers, the machine, or ``--classes binary``;
 - one patient more moves at most :func:`mammoray.deal.bound` others.
 
-scikit-learn's ``StratifiedGroupKFold`` also groups and stratifies, but depends on the order of rows, hardly on its
-seed, and a new patient can move all others.
+scikit-learn's ``StratifiedGroupKFold`` also groups and stratifies, but depends on the order of rows, its seed decides
+only between patients with equally many images, and a new patient moves most others.
 """
 
 from __future__ import annotations
