@@ -51,6 +51,7 @@ def run(source: Source, config: Config, scale: Scale, say: Say = print) -> dict[
         f"{data.rows['patient_id'].nunique()} {_groups(data)}, {len(data.findings)} findings"
     )
     parts = split.make(data.rows, config.split, config.classes, config.seed)
+    _require_test(parts)
     files = cache.file_keys(data.rows, data.root)[data.rows["label"].notna()]
     identity = configs.digest(_what_counts(config), parts.digest, sorted(files))
     if _claim(outdir, identity):
@@ -73,6 +74,13 @@ def run(source: Source, config: Config, scale: Scale, say: Say = print) -> dict[
         decoded = _decode(source, config, data, say)
         inputs = _Inputs(data, parts, decoded, identity, started, time.monotonic() - begun)
         return _train_and_judge(source, config, scale, say, inputs)
+
+
+def _require_test(parts: split.Split) -> None:
+    """The metrics and the report of a run are those of its test set."""
+    if not (parts.rows["fold"] == "test").any():
+        remedy = "Give --test-share or --test-file, or leave --val-share out."
+        raise ConfigError("--val-share", "a test set to judge the model on", "none", remedy)
 
 
 @dataclass(frozen=True, slots=True)

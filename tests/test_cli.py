@@ -34,7 +34,14 @@ def test_the_help_of_every_verb_shows_flags_with_types_and_defaults(verb: str) -
     assert done.returncode == 0
     assert "--outdir PATH" in done.stdout
     if verb in ("train", "train-density", "crossval"):
-        for words in ("--csv PATH", "--epochs INT", "(default: 20)", "--arch STR", "{density,binary}", "in pixels"):
+        for words in (
+            "--csv PATH",
+            "--epochs INT",
+            "(default: 20)",
+            "--arch STR",
+            "{density,binary,cancer}",
+            "in pixels",
+        ):
             assert words in done.stdout
 
 

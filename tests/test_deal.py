@@ -2,7 +2,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mammoray import deal
@@ -41,6 +41,7 @@ def unevenness(part_P: deal.Ints, images_PL: deal.Ints, weights: tuple[int, ...]
     return float(((images_KL / np.maximum(1, images_KL.sum(axis=0)) - wanted) ** 2).sum())
 
 
+@settings(deadline=None)
 @given(SHARES, st.integers(0, 300), st.integers(0, 5))
 def test_after_any_number_of_turns_a_part_is_less_than_one_from_its_share(
     weights: tuple[int, ...], count: int, first: int
@@ -53,6 +54,7 @@ def test_after_any_number_of_turns_a_part_is_less_than_one_from_its_share(
     assert count < len(weights) or set(sequence) == set(range(len(weights)))
 
 
+@settings(deadline=None)
 @given(tables(), SHARES)
 def test_classes_are_less_than_one_patient_and_their_cells_less_than_two_from_their_shares(
     table: Table, weights: tuple[int, ...]
@@ -67,6 +69,7 @@ def test_classes_are_less_than_one_patient_and_their_cells_less_than_two_from_th
             assert off_share(part_P[(class_P == k) & (cell_P == cell)], weights) < 2
 
 
+@settings(deadline=None)
 @given(st.integers(10, 60), st.integers(2, 5), st.integers(0, 99))
 def test_where_images_ask_for_nothing_the_parts_of_a_cell_differ_by_at_most_one(
     count: int, parts: int, seed: int
@@ -77,6 +80,7 @@ def test_where_images_ask_for_nothing_the_parts_of_a_cell_differ_by_at_most_one(
         assert np.ptp(np.bincount(part_P[cell_P == cell], minlength=parts)) <= 1
 
 
+@settings(deadline=None)
 @given(tables(mixed=True), SHARES)
 def test_swaps_only_bring_images_closer_to_the_shares_also_of_mixed_groups(
     table: Table, weights: tuple[int, ...]
@@ -91,6 +95,7 @@ def test_swaps_only_bring_images_closer_to_the_shares_also_of_mixed_groups(
         assert off_share(after[those], weights) <= max(1, off_share(before[those], weights))
 
 
+@settings(deadline=None)
 @given(tables(), SHARES, st.data())
 def test_one_patient_more_moves_no_more_others_than_the_bound(
     table: Table, weights: tuple[int, ...], data: st.DataObject

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.model_selection import StratifiedGroupKFold
 
@@ -56,6 +56,7 @@ def rsna_rows() -> pd.DataFrame:
 sizes = st.fixed_dictionaries({letter: st.integers(5, 40) for letter in "ABCD"})
 
 
+@settings(deadline=None)
 @given(sizes, st.integers(3, 5), st.integers(0, 99), st.randoms(use_true_random=False))
 def test_every_row_is_placed_once_no_patient_twice_and_order_does_not_matter(
     patients: dict[str, int], folds: int, seed: int, random: Random
@@ -70,6 +71,7 @@ def test_every_row_is_placed_once_no_patient_twice_and_order_does_not_matter(
     assert again.digest == made.digest
 
 
+@settings(deadline=None)
 @given(sizes, st.integers(3, 5), st.integers(0, 99))
 def test_the_parts_of_a_class_differ_by_at_most_one_patient(patients: dict[str, int], folds: int, seed: int) -> None:
     rows = table(patients)
@@ -80,6 +82,7 @@ def test_the_parts_of_a_class_differ_by_at_most_one_patient(patients: dict[str, 
         assert max(per_part) - min(per_part) <= 1, (letter, count, per_part)
 
 
+@settings(deadline=None)
 @given(sizes, st.integers(0, 99), st.randoms(use_true_random=False))
 def test_pandas_and_arrow_columns_rows_and_index_in_any_order_give_one_digest(
     patients: dict[str, int], seed: int, random: Random
@@ -105,6 +108,7 @@ def test_pandas_and_arrow_columns_rows_and_index_in_any_order_give_one_digest(
     assert len(digests) == 1
 
 
+@settings(deadline=None)
 @given(sizes, st.integers(0, 99))
 def test_one_patient_more_moves_no_more_others_than_the_bound(patients: dict[str, int], seed: int) -> None:
     rows = table(patients)
@@ -235,6 +239,7 @@ def test_one_image_with_cancer_makes_a_patient_of_that_class() -> None:
     assert made[made["label"] == "cancer"].groupby("fold").size().to_dict() == {"test": 2, "train": 6, "val": 2}
 
 
+@settings(deadline=None)
 @given(sizes, st.integers(5, 40), st.integers(0, 40), st.integers(0, 99))
 def test_hold_out_shares_are_met_within_one_patient_of_every_class(
     patients: dict[str, int], val: int, test: int, seed: int
