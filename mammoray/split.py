@@ -30,7 +30,7 @@ from mammoray import deal
 from mammoray.catalog import class_index
 from mammoray.config import CLASS_NAMES, LABELS, Classes, SplitConfig
 from mammoray.errors import SplitError
-from mammoray.splitfile import FOLDS, Split, check, counts, digest, load, save, test_patients, verify
+from mammoray.splitfile import FOLDS, Split, check, counts, digest, load, locked_patients, save, verify
 
 __all__ = ["FOLDS", "Split", "check", "counts", "digest", "load", "make", "save", "verify"]
 
@@ -66,7 +66,7 @@ def make(rows: pd.DataFrame | pa.Table, config: SplitConfig, classes: Classes, s
         return _from_file(labelled, config.split_file, classes)
     if config.test_file is None:
         return _finish(labelled, _deal(labelled, config, classes, seed), classes)
-    locked = test_patients(config.test_file)
+    locked = locked_patients(config.test_file)
     return _around(labelled, locked, config, classes, seed)
 
 

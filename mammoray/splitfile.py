@@ -193,7 +193,7 @@ def verify(rows: pd.DataFrame, split: Split, where: str = "the split") -> None:
         raise SplitError(where, "a split of exactly these images", "; ".join(found), remedy)
 
 
-def test_patients(path: Path) -> set[str]:
+def locked_patients(path: Path) -> set[str]:
     """Patients of a fixed test set: the ``patient_id`` of a CSV's rows, or of those whose ``fold`` is test.
 
     Raises

@@ -108,11 +108,11 @@ def test_repeated_images_leaks_unknown_folds_and_missing_columns_are_errors(tmp_
 
 
 def test_a_test_set_is_the_patients_of_a_list_or_the_test_fold_of_a_split(saved: Path, tmp_path: Path) -> None:
-    assert splitfile.test_patients(saved) == {"NA", "1e3"}
-    assert splitfile.test_patients(write(tmp_path / "list.csv", ROWS[["patient_id"]])) == {"007", "7", "NA", "1e3"}
+    assert splitfile.locked_patients(saved) == {"NA", "1e3"}
+    assert splitfile.locked_patients(write(tmp_path / "list.csv", ROWS[["patient_id"]])) == {"007", "7", "NA", "1e3"}
     for rows in (ROWS.assign(fold="train"), ROWS[["patient_id"]].iloc[:0]):
         with pytest.raises(SplitError, match="at least one test patient"):
-            splitfile.test_patients(write(tmp_path / "none.csv", rows))
+            splitfile.locked_patients(write(tmp_path / "none.csv", rows))
 
 
 def test_a_patient_in_two_folds_is_named() -> None:
