@@ -9,6 +9,7 @@ Shapes: ``N`` rows, ``K`` classes, ``R`` resamples (the first of them being the 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -181,6 +182,11 @@ def _per_class(c_KK: Floats, k: int) -> dict[str, float | int | None]:
         "f1": _number(2 * hits / (truth + predicted)) if truth + predicted else None,
         "n": int(truth),
     }
+
+
+def judged(folds: Collection[str]) -> str:
+    """The fold that a run is judged on: test, or val where no patients were set aside for a test."""
+    return "test" if "test" in folds else "val"
 
 
 def judge(predictions: pd.DataFrame, class_names: tuple[str, ...], resamples: int, seed: int) -> dict[str, Any]:

@@ -50,7 +50,6 @@ def run(source: Source, config: Config, scale: Scale, say: Say = print) -> dict[
     outdir = source.outdir
     data = prepare.read_catalog(source.csv, source.dicom_root, config, say)
     parts = split.make(data.rows, config.split, config.classes, config.seed)
-    _require_test(parts)
     files = cache.file_keys(data.rows, data.root)[data.rows["label"].notna()]
     identity = configs.digest(_what_counts(config), parts.digest, sorted(files))
     if _claim(outdir, identity):
@@ -73,13 +72,6 @@ def run(source: Source, config: Config, scale: Scale, say: Say = print) -> dict[
         decoded = _decode(source, config, data, say)
         inputs = _Inputs(data, parts, decoded, identity, started, time.monotonic() - begun)
         return _train_and_judge(source, config, scale, say, inputs)
-
-
-def _require_test(parts: split.Split) -> None:
-    """The metrics and the report of a run are those of its test set."""
-    if not (parts.rows["fold"] == "test").any():
-        remedy = "Give --test-share or --test-file, or leave --val-share out."
-        raise ConfigError("--val-share", "a test set to judge the model on", "none", remedy)
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,7 +213,12 @@ def _train_and_judge(source: Source, config: Config, scale: Scale, say: Say, inp
         },
         "split_digest": inputs.parts.digest,
         "device": "cuda" if gpu else "cpu",
-        "limits": [*inputs.data.limits, *inputs.parts.notes, *_absent(inputs.parts, config)],
+        "limits": [
+            *inputs.data.limits,
+            *inputs.parts.notes,
+            *_absent(inputs.parts, config),
+            *_untested(inputs.parts),
+        ],
     }
     # The report reads run.json; only after it is there may the run be called finished.
     _write_json(outdir / "run.json", {**facts, "finished": False})
@@ -243,6 +240,15 @@ def _absent(parts: split.Split, config: Config) -> list[str]:
     )
 
 
+def _untested(parts: split.Split) -> list[str]:
+    if (parts.rows["fold"] == "test").any():
+        return []
+    return [
+        "No patients were set aside for a test: all figures are of the validation patients, by which the best epoch "
+        "was chosen, and so are too good."
+    ]
+
+
 def _table(rows: pd.DataFrame, p_NK: Any, config: Config) -> pd.DataFrame:
     names = np.array(config.class_names)
     return pd.DataFrame(
@@ -258,8 +264,8 @@ def _table(rows: pd.DataFrame, p_NK: Any, config: Config) -> pd.DataFrame:
 
 
 def _write_examples(outdir: Path, rows: pd.DataFrame, predictions: pd.DataFrame, config: Config) -> None:
-    """Test images for the report's montage: half of them wrong where there are as many, spread over the classes."""
-    test = predictions[predictions["fold"] == "test"]
+    """Judged images for the report's montage: half of them wrong where there are as many, spread over the classes."""
+    test = predictions[predictions["fold"] == evaluate.judged(predictions["fold"].unique())]
     wrong = _spread(test[test["label"] != test["predicted"]], config.evaluate.examples // 2)
     right = _spread(test[test["label"] == test["predicted"]], config.evaluate.examples - len(wrong))
     chosen = predictions.loc[[*wrong, *right]]
@@ -335,11 +341,12 @@ def _test_fold(source: Source, config: Config, scale: Scale, say: Say, fold: int
 
 def headline(metrics: dict[str, Any]) -> list[str]:
     """Lines for the end of a run: what was reached on held-out patients, and from where."""
-    test = metrics["folds"]["test"]
+    fold = evaluate.judged(metrics["folds"])
+    test = metrics["folds"][fold]
     lines = []
     for level in ("image", "patient"):
         values = ", ".join(f"{name} {_with_interval(test[level][name])}" for name in ("kappa", "accuracy", "auc"))
-        lines.append(f"test, per {level} (n = {test[level]['n']}): {values}")
+        lines.append(f"{fold}, per {level} (n = {test[level]['n']}): {values}")
     lines.append(f"always the commonest class: accuracy {test['image']['majority_accuracy']:.3f}")
     if metrics.get("possible_leak"):
         lines.append(f"POSSIBLY LEAKING: {metrics['possible_leak']}")

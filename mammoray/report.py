@@ -102,11 +102,14 @@ def against_majority(accuracy: Json, majority: float | None) -> str:
 
 
 def _verdict(folder: RunFolder) -> Html:
-    patient, image = folder.test["patient"], folder.test["image"]
+    patient, image = folder.judged["patient"], folder.judged["image"]
     majority = patient["majority_accuracy"]
+    kind, seen = ("test", "that the network never saw")
+    if folder.fold == "val":
+        kind, seen = ("validation", "by which its best epoch was chosen")
     sentence = el(
         "p",
-        f"On {patient['n']:,} test patients ({image['n']:,} images) that the network never saw, its accuracy is "
+        f"On {patient['n']:,} {kind} patients ({image['n']:,} images) {seen}, its accuracy is "
         f"{number(patient['accuracy']['value'], 2)}: ",
         el("strong", against_majority(patient["accuracy"], majority)),
         f" always answering the most frequent class ({number(majority, 2)}).",
@@ -121,7 +124,7 @@ def _verdict(folder: RunFolder) -> Html:
 
 
 def _card(folder: RunFolder, key: str, title: str, baseline: float | None, meaning: str) -> Html:
-    patient, image = folder.test["patient"][key], folder.test["image"][key]
+    patient, image = folder.judged["patient"][key], folder.judged["image"][key]
     level = f"{100 * folder.metrics['intervals']['level']:g}\u00a0%"
     by_image = f"{number(image['value'], 2)} ({interval(image, 2)})"
     return el(
@@ -147,7 +150,7 @@ def _limits(folder: RunFolder) -> Html:
 def _confusion(folder: RunFolder) -> Html:
     panels = []
     for level, unit in (("image", "Images"), ("patient", "Patients")):
-        values = folder.test[level]
+        values = folder.judged[level]
         matrix = confusion(values["confusion"], folder.classes, f"{unit}, n = {values['n']:,}")
         panels.append(el("div", matrix, class_="panel"))
     return el("div", *panels, class_="two")
@@ -156,7 +159,8 @@ def _confusion(folder: RunFolder) -> Html:
 def _metrics(folder: RunFolder) -> Html:
     folds = folder.metrics["folds"]
     # The test comes first: on a narrow screen the rest is scrolled to.
-    columns = [(fold, level) for fold in ("test", "val") for level in LEVELS]
+    shown = [fold for fold in ("test", "val") if fold in folds]
+    columns = [(fold, level) for fold in shown for level in LEVELS]
     header = ["Metric", *(LEVELS[level] for _, level in columns)]
     rows: list[list[str]] = []
     for key, title in METRICS.items():
@@ -166,13 +170,14 @@ def _metrics(folder: RunFolder) -> Html:
         ["Accuracy of the most frequent class", *(number(folds[f][v]["majority_accuracy"]) for f, v in columns)]
     )
     rows.append(["n", *(f"{folds[f][v]['n']:,}" for f, v in columns)])
-    main = el("div", table(header, rows, groups=[FOLDS["test"], FOLDS["val"]]), class_="panel")
+    main = el("div", table(header, rows, groups=[FOLDS[fold] for fold in shown]), class_="panel")
     by_class = el("div", *(_per_class(folder, level) for level in LEVELS), class_="two")
-    return join([main, el("h3", "Test, by class"), by_class, el("h3", "Test, calibration"), _calibration(folder)])
+    name = FOLDS[folder.fold]
+    return join([main, el("h3", f"{name}, by class"), by_class, el("h3", f"{name}, calibration"), _calibration(folder)])
 
 
 def _calibration(folder: RunFolder) -> Html:
-    bins = reliability_bins(folder.predictions, folder.classes)
+    bins = reliability_bins(folder.predictions[folder.predictions["fold"] == folder.fold], folder.classes)
     rows = [[number(sure, 2), number(right, 2), f"{n:,}"] for sure, right, n in bins]
     note = "Images in bins of equal width; few of them say little. Below the diagonal the network is surer than right."
     numbers = table(["Mean probability", "Share right", "Images"], rows, "In numbers")
@@ -181,7 +186,7 @@ def _calibration(folder: RunFolder) -> Html:
 
 
 def _per_class(folder: RunFolder, level: str) -> Html:
-    per_class = folder.test[level]["per_class"]
+    per_class = folder.judged[level]["per_class"]
     keys = ("precision", "recall", "f1")
     rows = [[c, *(number(per_class[c][key]) for key in keys), f"{per_class[c]['n']:,}"] for c in folder.classes]
     header = ["Class", "Precision", "Recall", "F1", "n"]
@@ -264,10 +269,9 @@ def _data(folder: RunFolder) -> Html:
 
 
 def reliability_bins(predictions: pd.DataFrame, classes: list[str], bins: int = 5) -> list[tuple[float, float, int]]:
-    """Mean top probability, share right and count of the test images, in bins of equal width; empty bins left out."""
-    test = predictions[predictions["fold"] == "test"]
-    sure = test[[f"p_{name}" for name in classes]].max(axis=1).astype(float)
-    right = (test["label"] == test["predicted"]).astype(float)
+    """Mean top probability, share right and count of images, in bins of equal width; empty bins left out."""
+    sure = predictions[[f"p_{name}" for name in classes]].max(axis=1).astype(float)
+    right = (predictions["label"] == predictions["predicted"]).astype(float)
     place = (sure * bins).clip(0, bins - 1e-9).fillna(-1).astype(int)
     found = []
     for index in range(bins):
@@ -278,10 +282,10 @@ def reliability_bins(predictions: pd.DataFrame, classes: list[str], bins: int = 
 
 
 def _images(folder: RunFolder) -> Html:
-    rows = [row for row in folder.examples if row["fold"] == "test"]
+    rows = [row for row in folder.examples if row["fold"] == folder.fold]
     if not rows:
         return el("p", "No example images were kept (--examples 0).", class_="quiet")
-    test = folder.predictions[folder.predictions["fold"] == "test"]
+    test = folder.predictions[folder.predictions["fold"] == folder.fold]
     hits = int((test["label"] == test["predicted"]).sum())
     parts: list[Html] = []
     for title, right, of in (("Wrong", False, len(test) - hits), ("Right", True, hits)):

@@ -16,6 +16,7 @@ import pandas as pd
 
 from mammoray.config import Config, load_toml
 from mammoray.errors import ConfigError, RunFolderError
+from mammoray.evaluate import judged
 
 Json = dict[str, Any]
 T = TypeVar("T")
@@ -69,7 +70,7 @@ EPOCH = {
 METRICS_FILE = {
     "classes": [str],
     "intervals": {"level": REAL, "method": str, "resamples": int},
-    "folds": {fold: dict.fromkeys(LEVELS, _LEVEL) for fold in ("val", "test")},
+    "folds": {EACH: dict.fromkeys(LEVELS, _LEVEL)},
 }
 PREDICTIONS = ("image_id", "patient_id", "fold", "label", "predicted")
 EXAMPLES = ("image_id", "fold", "label", "predicted", "probability", "height", "width", "pixels")
@@ -105,9 +106,14 @@ class RunFolder:
         return names
 
     @property
-    def test(self) -> Json:
-        """The test fold's metrics: image and patient."""
-        levels: Json = self.metrics["folds"]["test"]
+    def fold(self) -> str:
+        """The fold that the run is judged on."""
+        return judged(self.metrics["folds"])
+
+    @property
+    def judged(self) -> Json:
+        """That fold's metrics: image and patient."""
+        levels: Json = self.metrics["folds"][self.fold]
         return levels
 
 
@@ -229,6 +235,9 @@ def _require_one_run(folder: RunFolder, outdir: Path) -> None:
         if len(row["pixels"]) != row["height"] * row["width"]:
             where = f"{outdir / 'examples.parquet'}: image_id {row['image_id']}"
             raise RunFolderError(where, f"{row['height']} x {row['width']} pixels", f"{len(row['pixels'])}", REMEDY)
+    if "val" not in folder.metrics["folds"]:
+        found = ", ".join(folder.metrics["folds"]) or "none"
+        raise RunFolderError(f"{outdir / 'metrics.json'}: folds", "the fold val, and test", found, REMEDY)
     for fold, levels in folder.metrics["folds"].items():
         for level, values in levels.items():
             _require_square(values, names, f"{outdir / 'metrics.json'}: folds.{fold}.{level}")

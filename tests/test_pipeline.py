@@ -8,7 +8,7 @@ import pytest
 from mammoray import config as configs
 from mammoray import model as models
 from mammoray import pipeline, split, train
-from mammoray.config import Scale, TrainConfig, replace
+from mammoray.config import Scale, SplitConfig, TrainConfig, replace
 from mammoray.errors import ConfigError, IngestError, MammorayError, ModelError, RunFolderError, SplitError
 from mammoray.synth import SynthSummary
 from tests.conftest import SMALL, FinishedRun
@@ -171,13 +171,6 @@ class TestBadInput:
             run(copy, tmp_path / "run")
         assert not (tmp_path / "run").exists()
 
-    def test_a_hold_out_without_a_test_set_is_an_error_before_anything_is_decoded(
-        self, copy: SynthSummary, tmp_path: Path
-    ) -> None:
-        with pytest.raises(ConfigError, match="--test-share or --test-file"):
-            run(copy, tmp_path / "run", replace(SMALL, split=replace(SMALL.split, val_share=0.3)))
-        assert not (tmp_path / "run").exists()
-
     def test_no_error_leaves_a_folder_that_stands_in_the_way(self, copy: SynthSummary, tmp_path: Path) -> None:
         self.spoil(copy, 12)
         for _ in range(2):
@@ -235,3 +228,16 @@ class TestCrossvalRefuses:
         with pytest.raises(RunFolderError, match=r"audit\.csv"):
             pipeline.crossval(self.source(irma, finished_run.source.outdir), SMALL, Scale(), lambda line: None)
         assert (finished_run.source.outdir / "metrics.json").read_bytes() == before
+
+
+def test_a_hold_out_without_a_test_set_is_judged_on_the_validation_patients_and_says_so(
+    irma: SynthSummary, ray_session: None, tmp_path: Path
+) -> None:
+    source = pipeline.Source(csv=irma.csv, dicom_root=irma.root, outdir=tmp_path / "run")
+    config = replace(SMALL, split=SplitConfig(val_share=0.3), train=replace(SMALL.train, epochs=1))
+    metrics = pipeline.run(source, config, Scale(num_workers=1), lambda line: None)
+    assert set(metrics["folds"]) == {"val"}
+    assert pipeline.headline(metrics)[0].startswith("val, per image")
+    page = (source.outdir / "report.html").read_text(encoding="utf-8")
+    assert "validation patients" in page and "No patients were set aside for a test" in page
+    assert "test patients" not in page
