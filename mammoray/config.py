@@ -152,6 +152,26 @@ class IngestConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class AuditConfig:
+    """How closely the files of a data set are looked at."""
+
+    pixels: bool = False
+    """Decode every image too: finds images without content, values beyond Bits Stored, damage, and the same picture
+    under two names. Takes about as long as decoding the data set; without it only the heads of the files are read."""
+    min_readable: float = 0.95
+    """The data set is not fit when a smaller share of its images than this can be read, 0 to 1."""
+    limit_seconds: float = 60.0
+    """With --pixels: seconds that one file may take."""
+    shown: int = 24
+    """Odd images shown on the page."""
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.min_readable <= 1, "min_readable", "a share from 0 to 1", self.min_readable)
+        _require(0 < self.limit_seconds < math.inf, "limit_seconds", "above 0", self.limit_seconds)
+        _require(self.shown >= 0, "shown", "0 or more", self.shown)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ModelConfig:
     """The network."""
 
