@@ -149,8 +149,8 @@ def scan(path: str, name: str, size: int, key: bytes) -> Facts:
     try:
         content = storage.read(path, HEAD)
     except Exception as error:
-        found = storage.reason(error)
-        return Facts(kind="", error=(name, "a file that can be read", found, "Check the storage, and copy it again."))
+        remedy = "Check the storage, and copy it again."
+        return Facts(kind="", error=(name, "a file that can be read", storage.reason(error), remedy))
     kind = kind_of(content)
     if kind != "DICOM":
         return _not_dicom(content, kind, name)
