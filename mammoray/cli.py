@@ -93,7 +93,7 @@ class PrepareArgs:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SynthArgs:
-    """Write synthetic mammograms as DICOMs, with their table, in the layout of a real data set."""
+    """Write synthetic mammograms, with their classes, in the layout and the file format of a real data set."""
 
     outdir: Path
     """A new folder for the data set."""
@@ -164,10 +164,8 @@ def _synth(args: SynthArgs) -> None:
     from mammoray import synth
 
     written = synth.write(args.outdir, args.synth, args.seed)
-    say(
-        f"wrote {written.images} images of {written.patients} synthetic patients: "
-        f"--csv {written.csv} --dicom-root {written.root}"
-    )
+    table = f"--csv {written.csv} " if written.csv else ""
+    say(f"wrote {written.images} images of {written.patients} synthetic patients: {table}--dicom-root {written.root}")
 
 
 def _report(args: ReportArgs) -> None:

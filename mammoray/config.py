@@ -303,9 +303,14 @@ class SynthConfig:
 
     patients: int = 60
     """Patients; each has the four standard views, some a view more."""
-    layout: Literal["rsna", "irma"] = "rsna"
-    """On-disk layout: train.csv + train_images/<patient_id>/<image_id>.dcm, or classificacao.csv +
-    archive/<AccessionNumber>/*.dcm."""
+    layout: Literal["rsna", "irma", "study", "mamografias", "patches", "classes"] = "rsna"
+    """On-disk layout.
+    rsna: train.csv + train_images/<patient_id>/<image_id>.dcm, classes A to D.
+    irma: classificacao.csv + archive/<AccessionNumber>/*.dcm, classes 1 to 4, and 5.
+    study: metadata.csv + patient_<id>/study_<id>/series_<id>/*.dcm, classes 1 to 4.
+    mamografias: PNG files such as DleftCC/d_left_cc (10).png, classes 0 to 3 in a featureS.txt a folder.
+    patches: 128 x 128 PNG files such as p_d_left_cc(10).png, classes 0 to 3 in one featureS.txt.
+    classes: PNG files in folders A, B, C and D, and nothing that tells the patient."""
     height: int = 1024
     """Rows of the written images, in pixels; real ones have 2,000 to 5,400."""
     width: int = 832

@@ -93,6 +93,12 @@ def test_synth_says_how_to_train_on_what_it_wrote(tmp_path: Path, capsys: pytest
     assert f"--csv {tmp_path / 'set' / 'train.csv'} --dicom-root" in capsys.readouterr().out
 
 
+def test_synth_names_no_table_where_the_layout_has_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    size = ["--patients", "1", "--height", "64", "--width", "64"]
+    cli.main(["synth", "--outdir", str(tmp_path / "set"), "--layout", "classes", *size])
+    assert capsys.readouterr().out.endswith(f"synthetic patients: --dicom-root {tmp_path / 'set' / 'classes'}\n")
+
+
 def test_a_folder_that_cannot_be_written_ends_with_status_2(rsna: SynthSummary) -> None:
     words = ["--csv", str(rsna.csv), "--dicom-root", str(rsna.root), "--outdir", "/proc/none", "--no-pretrained"]
     done = program("train", *words)

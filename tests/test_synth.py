@@ -21,6 +21,7 @@ from mammoray.config import SynthConfig
 from mammoray.errors import ConfigError, RunFolderError
 from mammoray.machines import SITES
 from mammoray.synth import SynthSummary, quota, write
+from mammoray.writers import LAYOUTS
 from tests.reference_decoder import decoded
 
 RSNA = SynthConfig(patients=50, height=96, width=80, unlabelled=0.2)
@@ -235,8 +236,21 @@ def test_same_seed_gives_the_same_bytes_and_another_seed_others(tmp_path: Path) 
     assert not set(a.values()) & set(c.values())
 
 
-def test_number_of_processes_does_not_change_the_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = dataclasses.replace(SMALL, patients=4)
+def test_version_1_keeps_its_tables_and_uids(tmp_path: Path) -> None:
+    found = hashlib.sha256()
+    for layout in ("rsna", "irma"):
+        summary = write(tmp_path / layout, dataclasses.replace(SMALL, patients=21, layout=layout), 7)
+        found.update(summary.csv.read_bytes())
+        for file in sorted(summary.root.rglob("*.dcm")):
+            found.update(str(pydicom.dcmread(file, stop_before_pixels=True).SOPInstanceUID).encode())
+    assert (synth.VERSION, found.hexdigest()[:16]) == (1, "a28fcef1047149ed")
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_number_of_processes_does_not_change_the_bytes(
+    layout: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = dataclasses.replace(SMALL, patients=4, layout=layout)
     write(tmp_path / "one", config, 5)
     monkeypatch.setattr(synth, "PIXELS_PER_PROCESS", 1)
     write(tmp_path / "two", config, 5)
@@ -284,7 +298,7 @@ def test_an_interrupted_write_is_never_taken_for_complete(tmp_path: Path, monkey
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(synth, "_write_rsna", killed)
+        patch.setitem(LAYOUTS, "rsna", dataclasses.replace(LAYOUTS["rsna"], lists=killed))
         write(tmp_path / "set", SMALL, 1)
     with pytest.raises(RunFolderError, match="unfinished"):
         write(tmp_path / "set", SMALL, 1)
@@ -319,8 +333,10 @@ def test_a_file_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
 def test_impossible_settings_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--seed"):
         write(tmp_path / "set", SMALL, -1)
-    with pytest.raises(ConfigError, match="--unlabelled"):
-        write(tmp_path / "set", dataclasses.replace(IRMA, unlabelled=0.5), 1)
+    layout: Any
+    for layout in set(LAYOUTS) - {"rsna"}:
+        with pytest.raises(ConfigError, match=f"--unlabelled with --layout {layout}"):
+            write(tmp_path / "set", dataclasses.replace(IRMA, layout=layout, unlabelled=0.5), 1)
     assert not (tmp_path / "set").exists()
 
 
