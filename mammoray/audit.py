@@ -70,13 +70,21 @@ def run(
     findings = (*data.findings, *of_labels(data), *(finding for found in by_rule.values() for finding in found))
     facts = summary(data, table, by_rule, config, seconds)
     content = write(findings, outdir, facts)
-    odd = auditpage.choose(findings, config.shown)
-    pictures = inventory.thumbnails([f.file for f in odd], str(data.root), config.limit_seconds, inventory.THUMBNAIL)
-    page = auditpage.render(outdir.resolve().name, content, list(zip(odd, pictures, strict=True)))
+    page = auditpage.render(outdir.resolve().name, content, _montage(findings, str(data.root), config))
     (outdir / FILES[2]).write_text(page, encoding="utf-8", newline="\n")
     if quarantine is not None:
         say(f"quarantine: {write_quarantine(findings, quarantine)} images in {quarantine}")
     return content
+
+
+def _montage(findings: tuple[Finding, ...], root: str, config: AuditConfig) -> list[tuple[Finding, auditpage.Picture]]:
+    """The findings to show, with their pictures; none of an image whose header says that text is burned into it."""
+    odd = auditpage.choose(findings)
+    texts = {finding.file for finding in findings if finding.reason == rules.BURNED_IN}
+    files = [finding.file for finding in odd if finding.file not in texts]
+    pictures = inventory.thumbnails(files, root, config.limit_seconds, inventory.THUMBNAIL)
+    by_file = dict(zip(files, pictures, strict=True))
+    return [(finding, by_file.get(finding.file)) for finding in odd]
 
 
 def summary(

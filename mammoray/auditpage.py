@@ -10,14 +10,19 @@ import numpy as np
 from mammoray import page
 from mammoray.catalog import Finding
 from mammoray.figures import Html, el, join, percent, png_uri, short_id, table
+from mammoray.rules import BURNED_IN
 
 Picture = dict[str, Any] | None
-"""A decoded thumbnail, as a sandbox hands it over: ``pixels`` is (H, W) uint8; or None where there can be none."""
+"""A decoded thumbnail, as a sandbox hands it over: ``pixels`` is (H, W) uint8; None where there is none to show."""
+SHOWN = 24
+"""Images of the montage."""
 _ROWS = 30
 
 
-def choose(findings: Iterable[Finding], count: int) -> list[Finding]:
+def choose(findings: Iterable[Finding], count: int = SHOWN) -> list[Finding]:
     """The findings to show a picture of: of every reason about an image, errors first, in turn.
+
+    Burned-in text is no reason to show an image: it may name a patient.
 
     Parameters
     ----------
@@ -27,7 +32,7 @@ def choose(findings: Iterable[Finding], count: int) -> list[Finding]:
     """
     by_reason: dict[tuple[bool, str], list[Finding]] = {}
     for finding in findings:
-        if finding.image_id and finding.file and finding.severity != "note":
+        if finding.image_id and finding.file and finding.severity != "note" and finding.reason != BURNED_IN:
             by_reason.setdefault((finding.severity != "error", finding.reason), []).append(finding)
     chosen: dict[str, Finding] = {}
     groups = [iter(group) for _, group in sorted(by_reason.items(), key=lambda item: item[0])]
@@ -106,7 +111,7 @@ def _montage(odd: Sequence[tuple[Finding, Picture]]) -> Html:
 def _figure(finding: Finding, picture: Picture) -> Html:
     alt = f"Image {finding.image_id}: {finding.reason}"
     if picture is None:
-        shown = el("div", "no picture", class_="blank", role="img", aria_label=alt)
+        shown = el("div", "no picture, or one with text in it", class_="blank", role="img", aria_label=alt)
     else:
         pixels = np.ascontiguousarray(picture["pixels"], np.uint8)
         shown = el("img", src=png_uri(pixels.tobytes(), *pixels.shape), alt=alt)

@@ -37,6 +37,7 @@ COLUMNS = (
     "mtime_ns",
     "site_id",
     "machine_id",
+    "implant",
 )
 _ROMAN = {"I": "A", "II": "B", "III": "C", "IV": "D"}
 _EXCLUDED_CLASS = "5"
@@ -168,7 +169,7 @@ def _rsna(table: pd.DataFrame, csv: Path, dicom_root: Path) -> Catalog:
             "label": pd.array(labels, dtype="string"),
             **{
                 name: table[name].str.strip() if name in table else ""
-                for name in ("laterality", "view", "site_id", "machine_id")
+                for name in ("laterality", "view", "site_id", "machine_id", "implant")
             },
         }
     )
@@ -201,7 +202,7 @@ def _irma(table: pd.DataFrame, csv: Path, dicom_root: Path) -> Catalog:
             continue
         records += [(path[: -len(".dcm")], exam.patient_id, exam.label, path) for path in paths]
     rows = pd.DataFrame(records, columns=["image_id", "patient_id", "label", "path"])
-    rows = rows.assign(laterality="", view="", site_id="", machine_id="")
+    rows = rows.assign(laterality="", view="", site_id="", machine_id="", implant="")
     limits = (
         "Patients are not known in this layout: images are grouped by accession number, so two exams of one woman "
         "may stand on both sides of the split and flatter the metrics.",

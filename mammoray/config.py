@@ -162,13 +162,10 @@ class AuditConfig:
     """The data set is not fit when a smaller share of its images than this can be read, 0 to 1."""
     limit_seconds: float = 60.0
     """With --pixels: seconds that one file may take."""
-    shown: int = 24
-    """Odd images shown on the page."""
 
     def __post_init__(self) -> None:
         _require(0 <= self.min_readable <= 1, "min_readable", "a share from 0 to 1", self.min_readable)
         _require(0 < self.limit_seconds < math.inf, "limit_seconds", "above 0", self.limit_seconds)
-        _require(self.shown >= 0, "shown", "0 or more", self.shown)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

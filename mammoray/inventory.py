@@ -75,8 +75,7 @@ def take(
     jobs = [(storage.join(root, path), path, size) for path, size in zip(rows["path"], sizes, strict=True)]
     cpus = _CPUS_OF_REMOTE_HEADS if storage.is_uri(root) else _CPUS_OF_HEADS
     heads = _run("heads", jobs, (scan_all, key), _HEADS_PER_TASK, cpus, report)
-    table = pd.DataFrame(heads, columns=list(Facts.__dataclass_fields__)).add_prefix("head_")
-    table["id_token"] = [token(str(patient), key) for patient in rows["patient_id"]]
+    table = with_heads(rows, heads, key)
     if config.pixels:
         # What the head refuses, the decoder refuses too.
         decodable = [job for job, error in zip(jobs, table["head_error"], strict=True) if not error]
@@ -85,6 +84,13 @@ def take(
         by_path = {job[1]: facts for job, facts in zip(decodable, found, strict=True)}
         pixel_facts = [by_path.get(path, _NO_PIXELS) for path in rows["path"]]
         table = table.join(pd.DataFrame(pixel_facts, columns=list(_NO_PIXELS)).add_prefix("pixel_"))
+    return table
+
+
+def with_heads(rows: pd.DataFrame, heads: Sequence[dict[str, Any]], key: bytes) -> pd.DataFrame:
+    """Catalog rows with what their files' heads say, ``head_<field>``, and ``id_token``."""
+    table = pd.DataFrame(heads, columns=list(Facts.__dataclass_fields__)).add_prefix("head_")
+    table["id_token"] = [token(str(patient), key) for patient in rows["patient_id"]]
     return rows.join(table)
 
 

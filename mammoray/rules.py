@@ -15,6 +15,8 @@ import pandas as pd
 from mammoray.catalog import Finding, Severity
 from mammoray.scan import RASTER
 
+BURNED_IN = "text is burned into the image"
+"""A reason; images that have it are not shown."""
 Cells = Callable[[pd.DataFrame], Iterable[object]]
 
 
@@ -174,7 +176,7 @@ HEAD_RULES: tuple[Rule, ...] = (
     ),
     Rule(
         name="burned_in", severity="warning", tag="Burned In Annotation (0028,0301)",
-        reason="text is burned into the image", expected="NO", found="YES",
+        reason=BURNED_IN, expected="NO", found="YES",
         what_to_do="Look at the image: such text may name a patient, and a network may learn from it.",
         hit=lambda d: d["head_burned_in"] == "YES",
     ),
