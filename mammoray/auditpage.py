@@ -30,9 +30,11 @@ def choose(findings: Iterable[Finding], count: int = SHOWN) -> list[Finding]:
     count : int
         At most so many, each of another file.
     """
+    images = [f for f in findings if f.image_id and f.file and f.severity != "note" and f.reason != BURNED_IN]
+    serious = {finding.file for finding in images if finding.severity == "error"}
     by_reason: dict[tuple[bool, str], list[Finding]] = {}
-    for finding in findings:
-        if finding.image_id and finding.file and finding.severity != "note" and finding.reason != BURNED_IN:
+    for finding in images:
+        if finding.severity == "error" or finding.file not in serious:
             by_reason.setdefault((finding.severity != "error", finding.reason), []).append(finding)
     chosen: dict[str, Finding] = {}
     groups = [iter(group) for _, group in sorted(by_reason.items(), key=lambda item: item[0])]

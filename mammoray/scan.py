@@ -273,7 +273,7 @@ def _facts(found: elements.Found, key: bytes, error: tuple[str, ...]) -> Facts:
 def _text(values: dict[str, Any], keyword: str) -> str:
     value = values.get(keyword, "")
     joined = value if isinstance(value, str) else "\\".join(value) if isinstance(value, list) else ""
-    return "".join(letter for letter in joined if letter.isprintable())[:64]
+    return joined[:64] if joined.isprintable() else "".join(filter(str.isprintable, joined))[:64]
 
 
 def _word(values: dict[str, Any], keyword: str) -> str:

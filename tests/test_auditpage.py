@@ -23,9 +23,8 @@ def finding(severity: Severity, reason: str, file: str) -> Finding:
 
 def content(**changes: Any) -> dict[str, Any]:
     """An audit.json."""
-    nothing: dict[str, Any] = dict.fromkeys(
-        ("photometric", "bits_stored", "windows", "views", "modalities", "intents", "kinds"), {"<x>": 1}
-    )
+    names = ("photometric", "bits_stored", "windows", "views", "modalities", "intents", "kinds")
+    nothing: dict[str, Any] = {name: {"<x>": 1} for name in names}
     return {
         "version": "1", "fit": True, "why_not": [], "layout": "rsna", "grouped_by": "patient_id", "limits": ["<limit>"],
         "looked_at": "heads", "images": 2, "patients": 1, "absent": 0, "readable": 2, "min_readable": 0.95,

@@ -14,6 +14,7 @@ from pydicom import uid
 from pydicom.dataset import Dataset
 
 from mammoray import elements, header, scan
+from mammoray.errors import DecodeError
 from mammoray.machines import CODECS, SITES, Encoding, make_dicom
 
 KEY = bytes(range(32))
@@ -168,7 +169,7 @@ def test_what_a_decode_refuses_by_the_header_the_scan_refuses_in_the_same_words(
     tmp_path: Path, attributes: dict[str, Any], found: str
 ) -> None:
     content = dicom(**attributes)
-    with pytest.raises(header.DecodeError) as refused:
+    with pytest.raises(DecodeError) as refused:
         header.read(content, "1.dcm")
     assert scanned(content, tmp_path).error == refused.value.args
     assert refused.value.found == found
