@@ -30,6 +30,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from mutations import mutate
+from rasters import Raster, all_rasters
+from rasters import mutate as mutate_raster
 from subjects import Subject, all_subjects
 
 from mammoray.config import DecodeConfig, replace
@@ -45,6 +47,8 @@ BATCH = 2500
 """Files per process."""
 ROOM = 4 << 30
 """Bytes of address space that a process may take beyond those that it starts with."""
+RASTER_EVERY = 4
+"""One file of so many is a raster image."""
 GROWTH = 5 * MAX_PIXELS
 """Bytes by which one file may raise the peak of resident memory; 4 a pixel is what decoders work with."""
 
@@ -72,9 +76,9 @@ class Verdict:
 
 
 @functools.cache
-def subjects() -> list[Subject]:
-    """The undamaged files, made once in a process."""
-    return all_subjects()
+def subjects() -> list[Subject | Raster]:
+    """The undamaged files, made once in a process: DICOMs, then raster images."""
+    return [*all_subjects(), *all_rasters()]
 
 
 @functools.cache
@@ -87,7 +91,11 @@ def undamaged(subject: int, config: DecodeConfig) -> Decoded:
 def damaged(seed: int, index: int) -> tuple[int, str, str, bytes]:
     """File ``index`` of a seed: number of its subject, mutation, name of the settings, content."""
     rng = np.random.default_rng((seed, index))
-    subject, mutation, content = mutate(rng, subjects())
+    subject: Subject | Raster
+    if index % RASTER_EVERY == RASTER_EVERY - 1:
+        subject, mutation, content = mutate_raster(rng, [chosen for chosen in subjects() if isinstance(chosen, Raster)])
+    else:
+        subject, mutation, content = mutate(rng, [chosen for chosen in subjects() if isinstance(chosen, Subject)])
     return subjects().index(subject), mutation, list(CONFIGS)[rng.integers(len(CONFIGS))], content
 
 

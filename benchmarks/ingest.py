@@ -51,16 +51,16 @@ def seconds(work: Callable[[], object]) -> float:
 def links(found: catalog.Catalog, count: int) -> pd.DataFrame:
     """Rows of ``count`` files that are hard links of the catalog's; a key holds the path, so each is decoded."""
     rows = found.rows.iloc[np.arange(count) % len(found.rows)].reset_index(drop=True)
-    (found.root / "links").mkdir()
+    Path(found.root, "links").mkdir()
     paths = [f"links/{i}.dcm" for i in range(count)]
     for path, original in zip(paths, rows["path"], strict=True):
-        os.link(found.root / original, found.root / path)
+        os.link(Path(found.root, original), Path(found.root, path))
     return rows.assign(image_id=[f"image{i}" for i in range(count)], path=paths)
 
 
-def rates(every: pd.DataFrame, root: Path, folder: Path) -> None:
+def rates(every: pd.DataFrame, root: str, folder: Path) -> None:
     """Print start-up, throughput and the cost of a second run."""
-    paths, cpus = [root / path for path in every["path"]], os.cpu_count() or 1
+    paths, cpus = [Path(root, path) for path in every["path"]], os.cpu_count() or 1
     spawn = get_context("spawn")
     first: list[float] = []
 
@@ -156,7 +156,7 @@ def main() -> None:
         size = SynthConfig(patients=DISTINCT // 4, height=side, width=side * 4 // 5)
         data = synth.write(Path(folder) / "data", size, 0)
         found = catalog.build(data.csv, data.root)
-        compressions([found.root / path for path in found.rows["path"].head(32)])
+        compressions([Path(found.root, path) for path in found.rows["path"].head(32)])
         index()
         rates(links(found, images), found.root, Path(folder))
 

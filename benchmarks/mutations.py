@@ -35,7 +35,7 @@ def mutate(rng: np.random.Generator, subjects: Sequence[Subject]) -> tuple[Subje
     return subject, name, MUTATIONS[name][1](rng, subject, subjects)
 
 
-def _place(rng: np.random.Generator, data: bytes | bytearray) -> int:
+def place(rng: np.random.Generator, data: bytes | bytearray) -> int:
     """Any index, the first and last bytes more often than others."""
     kind = rng.integers(6)
     near = min(len(data), 80)
@@ -47,13 +47,13 @@ def _place(rng: np.random.Generator, data: bytes | bytearray) -> int:
 def _cut_file(rng: np.random.Generator, subject: Subject, _: Sequence[Subject]) -> bytes:
     """All lengths stay as they were."""
     content = subject.pack(subject.content)
-    return content[: min(_place(rng, content), len(content) - 1)]
+    return content[: min(place(rng, content), len(content) - 1)]
 
 
 def _cut_stream(rng: np.random.Generator, subject: Subject, _: Sequence[Subject]) -> bytes:
     """A well-formed file, in which the codestream, or the values, end early."""
     # By two bytes at least: stored values without their last byte, filled to an even length, are as long as before.
-    return subject.pack(subject.wrap(subject.stream[: min(_place(rng, subject.stream), len(subject.stream) - 2)]))
+    return subject.pack(subject.wrap(subject.stream[: min(place(rng, subject.stream), len(subject.stream) - 2)]))
 
 
 def _cut_and_close(rng: np.random.Generator, subject: Subject, _: Sequence[Subject]) -> bytes:
@@ -242,6 +242,14 @@ def _zeros() -> bytes:
     """4 MiB of zeros, deflated so that the block can be repeated."""
     deflater = zlib.compressobj(wbits=-zlib.MAX_WBITS)
     return deflater.compress(bytes(1 << 22)) + deflater.flush(zlib.Z_FULL_FLUSH)
+
+
+def block_edits() -> dict[str, Callable[[np.random.Generator, bytearray, int, int], None]]:
+    """Edits of a part of any file, by name: ``edit(rng, content, start, stop)``."""
+    return {
+        "flipped bits": _flip, "zeros or ones": _blank, "noise": _noise, "swapped blocks": _swap,
+        "duplicated block": _duplicate, "removed block": _remove, "inserted bytes": _insert, "name anywhere": _name,
+    }  # fmt: skip
 
 
 MUTATIONS: dict[str, tuple[float, Mutation]] = {

@@ -15,10 +15,12 @@ from typing import Any
 
 import pandas as pd
 
-from mammoray import __version__, auditpage, catalog, cluster, inventory, relations, rules, tally
-from mammoray.catalog import Catalog, Finding
-from mammoray.config import AuditConfig
+from mammoray import __version__, auditpage, cluster, inventory, prepare, relations, rules, tally
+from mammoray.catalog import Catalog
+from mammoray.config import AuditConfig, Config, DataConfig, replace
 from mammoray.errors import RunFolderError
+from mammoray.findings import Finding
+from mammoray.storage import Place
 
 FILES = ("audit.csv", "audit.json", "audit.html")
 Say = Callable[[str], None]
@@ -27,11 +29,11 @@ _SEVERITIES = ("error", "warning", "note")
 
 
 def run(
-    csv: Path,
-    dicom_root: Path,
+    csv: Place | None,
+    dicom_root: Place,
     outdir: Path,
+    source: DataConfig,
     config: AuditConfig,
-    quarantine: Path | None,
     address: str | None,
     say: Say,
 ) -> dict[str, Any]:
@@ -39,11 +41,13 @@ def run(
 
     Parameters
     ----------
-    csv, dicom_root, outdir : Path
-        As every node of the cluster sees them.
+    csv : str, Path or None
+    dicom_root : str or Path
+    outdir : Path
+        As every node of the cluster sees them; csv as in :func:`mammoray.catalog.build`.
+    source : DataConfig
+        How table and tree are read; its ``quarantine`` is where the list of images with an error is written.
     config : AuditConfig
-    quarantine : Path or None
-        Where to write the list of images to leave out.
     address : str or None
         Of a Ray cluster, as in :class:`mammoray.config.Scale`.
 
@@ -54,26 +58,22 @@ def run(
 
     Raises
     ------
-    CatalogError
-        The CSV and the tree cannot be read at all.
-    RunFolderError
-        The output cannot be written.
+    MammorayError
+        The table and the tree cannot be read at all, or the output cannot be written.
     """
-    data = catalog.build(csv, dicom_root)
-    say(f"catalog: {data.layout} layout, {len(data.rows)} images, {len(data.findings)} findings")
+    data = prepare.read_catalog(csv, dicom_root, Config(data=replace(source, quarantine=None)), say)
     _make_folder(outdir)
     started = time.monotonic()
     with cluster.connect(address):
-        table = inventory.take(data.rows, str(data.root), config, _throttled(say))
+        table = inventory.take(data.rows, data.root, config, _throttled(say))
     seconds = time.monotonic() - started
     by_rule = {**rules.of_images(table), **relations.between_images(table, data.grouped_by)}
     findings = (*data.findings, *of_labels(data), *(finding for found in by_rule.values() for finding in found))
-    facts = summary(data, table, by_rule, config, seconds)
-    content = write(findings, outdir, facts)
-    page = auditpage.render(outdir.resolve().name, content, _montage(findings, str(data.root), config))
+    content = write(findings, outdir, summary(data, table, by_rule, config, seconds))
+    page = auditpage.render(outdir.resolve().name, content, _montage(findings, data.root, config))
     (outdir / FILES[2]).write_text(page, encoding="utf-8", newline="\n")
-    if quarantine is not None:
-        say(f"quarantine: {write_quarantine(findings, quarantine)} images in {quarantine}")
+    if source.quarantine is not None:
+        say(f"quarantine: {write_quarantine(findings, source.quarantine)} images in {source.quarantine}")
     return content
 
 
@@ -101,6 +101,7 @@ def summary(
         "layout": data.layout,
         "grouped_by": data.grouped_by,
         "limits": list(data.limits),
+        "leak": data.leak,
         "looked_at": "heads and pixels" if config.pixels else "heads",
         "images": len(table),
         "patients": int(table["patient_id"].nunique()),
@@ -150,12 +151,9 @@ def why_not_fit(readable_share: float, by_rule: Mapping[str, list[Finding]], min
 
 def headline(content: Mapping[str, Any]) -> list[str]:
     """What is printed at the end: the verdict, its reasons, and the counts of the findings."""
-    labels = content["classes"][0]["classes"]
-    counted = ", ".join(f"{name} {n['images']:,} ({n['patients']:,})" for name, n in sorted(labels.items()))
     total = content["images"] + content["absent"]
     return [
         *(f"  {row['severity']}: {row['reason']}: {row['count']:,}" for row in content["by_reason"]),
-        f"classes, images (patients): {counted}",
         f"readable: {content['readable']:,} of {total:,}",
         "fit" if content["fit"] else "not fit: " + "; ".join(content["why_not"]),
     ]

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from mammoray import page
-from mammoray.catalog import Finding
 from mammoray.figures import Html, el, join, percent, png_uri, short_id, table
+from mammoray.findings import Finding
 from mammoray.rules import BURNED_IN
 
 Picture = dict[str, Any] | None
@@ -64,7 +64,7 @@ def render(name: str, audit: Mapping[str, Any], odd: Sequence[tuple[Finding, Pic
         "name": name,
         "facts": _facts(audit),
         "verdict": _verdict(audit),
-        "limits": _limits(audit["limits"]),
+        "limits": _limits([*audit["limits"], *([audit["leak"]] if audit["leak"] else [])]),
         "findings": page.findings(audit),
         "images": _montage(odd),
         "classes": _classes(audit["classes"]),

@@ -17,8 +17,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-import os
-import re
 import time
 import uuid
 from collections.abc import Iterable, Iterator
@@ -33,6 +31,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import feather, fs
 
+from mammoray import storage
 from mammoray.config import DecodeConfig, digest
 from mammoray.errors import IngestError
 
@@ -65,54 +64,11 @@ def cache_folder(cache: str, config: DecodeConfig) -> str:
     """Path or URI of the shards made with these settings by this version of the decoder, in this form."""
     from mammoray.decode import DECODER_VERSION  # noqa: PLC0415 - readers of the cache do without codecs.
 
-    return _join(cache, digest(config, DECODER_VERSION, _SCHEMA.names))
+    return storage.join(cache, digest(config, DECODER_VERSION, _SCHEMA.names))
 
 
-def _join(folder: str, name: str) -> str:
-    if "://" not in folder:
-        return f"{folder}/{name}"
-    path, mark, query = folder.partition("?")
-    return f"{path.rstrip('/')}/{name}{mark}{query}"
-
-
-def _split(shard: str) -> tuple[str, str]:
-    path, mark, query = shard.partition("?") if "://" in shard else (shard, "", "")
-    folder, _, name = path.rpartition("/")
-    return f"{folder}{mark}{query}", name
-
-
-def shown(cache: str) -> str:
-    """How a path or URI is printed: without its user part and its query, where people put secrets.
-
-    Examples
-    --------
-    >>> shown("s3://key:secret@bucket/prefix?endpoint_override=localhost"), shown("/data/cache")
-    ('s3://bucket/prefix', '/data/cache')
-    """
-    return re.sub(r"(?<=://)[^/?]*@", "", cache.partition("?")[0]) if "://" in cache else cache
-
-
-@functools.lru_cache(maxsize=16)
 def _storage(folder: str) -> tuple[fs.FileSystem, str]:
-    """The file system of a path or URI, and the path in it. Credentials are those of the environment."""
-    if "://" not in folder:
-        return fs.LocalFileSystem(use_mmap=True), str(Path(folder).absolute())
-    try:
-        filesystem, path = fs.FileSystem.from_uri(folder)
-    except (pa.ArrowException, ValueError, OSError) as error:
-        expected = "a folder, or a URI of a storage that pyarrow reaches (s3://, gs://, abfs://, hdfs://, file://)"
-        raise IngestError(shown(folder), expected, _reason(error), "Correct --cache.") from None
-    if isinstance(filesystem, fs.LocalFileSystem):
-        filesystem = fs.LocalFileSystem(use_mmap=True)
-    return filesystem, path
-
-
-def _reason(error: Exception) -> str:
-    """What went wrong, without the text of the error, which may quote the whole URI."""
-    if isinstance(error, OSError) and error.errno:
-        return f"{type(error).__name__}: {os.strerror(error.errno)}"
-    code = re.search(r"AWS Error (\w+)", str(error))
-    return f"{type(error).__name__}: {code[1]}" if code else type(error).__name__
+    return storage.filesystem(folder, "--cache")
 
 
 def make_folder(folder: str) -> None:
@@ -128,12 +84,15 @@ def make_folder(folder: str) -> None:
         filesystem.create_dir(path, recursive=True)
     except (pa.ArrowException, OSError) as error:
         remedy = "Choose another --cache, or set the credentials of this storage in the environment."
-        raise IngestError(shown(folder), "a folder that can be written (--cache)", _reason(error), remedy) from None
+        raise IngestError(
+            storage.shown(folder), "a folder that can be written (--cache)", storage.reason(error), remedy
+        ) from None
 
 
-def file_keys(rows: pd.DataFrame, root: Path) -> pd.Series:
-    """Cache key of each row's file, from its whole path, size in bytes and modification time."""
-    base = str(root.resolve())  # A Path for each of 50,000 rows would take a second.
+def file_keys(rows: pd.DataFrame, root: str) -> pd.Series:
+    """Cache key of each row's file, from its whole path or URI, its size in bytes and its modification time."""
+    # A Path for each of 50,000 rows would take a second.
+    base = storage.shown(root) if storage.is_uri(root) else str(Path(root).resolve())
     triples = zip(rows["path"], rows["size"], rows["mtime_ns"], strict=True)
     keys = [
         hashlib.sha256(f"{base}/{path}\n{size}\n{mtime}".encode()).hexdigest()[:32] for path, size, mtime in triples
@@ -189,7 +148,10 @@ def _write_errors(folder: str) -> Iterator[None]:
         yield
     except (pa.ArrowException, OSError) as error:
         raise IngestError(
-            shown(folder), "a cache that can be written", _reason(error), "Check the storage and run again."
+            storage.shown(folder),
+            "a cache that can be written",
+            storage.reason(error),
+            "Check the storage and run again.",
         ) from None
 
 
@@ -207,7 +169,9 @@ def read_index(folder: str) -> pa.Table:
     try:
         entries = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
     except (pa.ArrowException, OSError) as error:
-        raise IngestError(shown(folder), "a folder that can be read", _reason(error), "Check --cache.") from None
+        raise IngestError(
+            storage.shown(folder), "a folder that can be read", storage.reason(error), "Check --cache."
+        ) from None
     _clear_away(filesystem, entries)
     sizes = {entry.base_name: entry.size for entry in entries if entry.base_name.endswith(".parquet")}
     known = _read_known(filesystem, path, sizes)
@@ -247,7 +211,7 @@ def _read_known(filesystem: fs.FileSystem, path: str, sizes: dict[str, int]) -> 
 
 
 def _read_texts(folder: str, name: str, size: int) -> pa.Table:
-    with _shard_errors(_join(folder, name)):
+    with _shard_errors(storage.join(folder, name)):
         filesystem, path = _storage(folder)
         with filesystem.open_input_file(f"{path}/{name}") as source:
             table = pq.ParquetFile(source, pre_buffer=True).read(columns=_TEXTS, use_threads=False)
@@ -262,7 +226,7 @@ def _shard_errors(shard: str) -> Iterator[None]:
         yield
     except (pa.ArrowException, OSError) as error:
         raise IngestError(
-            shown(shard), "a shard of the decoded cache", _reason(error),
+            storage.shown(shard), "a shard of the decoded cache", storage.reason(error),
             "If it is damaged, delete it: its images are decoded again. Else run again.",
         ) from None  # fmt: skip
 
@@ -279,12 +243,12 @@ def write_index(folder: str, index: pa.Table) -> None:
 
 def shard_paths(folder: str, names: pd.Series) -> pd.Series:
     """Path or URI of each shard, by which :func:`load_pixels` finds it."""
-    return names.map({name: _join(folder, name) for name in names.dropna().unique()})
+    return names.map({name: storage.join(folder, name) for name in names.dropna().unique()})
 
 
 @functools.lru_cache(maxsize=_OPEN_SHARDS)
 def _open_shard(shard: str) -> pq.ParquetFile:
-    folder, name = _split(shard)
+    folder, name = storage.split(shard)
     filesystem, path = _storage(folder)
     return pq.ParquetFile(filesystem.open_input_file(f"{path}/{name}"))
 
@@ -309,7 +273,7 @@ def load_pixels(shards: list[str], positions: npt.NDArray[np.int64], config: Dec
                 column = _open_shard(shard).read_row_group(int(positions[row]), columns=["pixels"]).column(0)
                 images[row] = np.frombuffer(column[0].as_buffer(), dtype=dtype).reshape(config.height, config.width)
 
-    if shards and isinstance(_storage(_split(shards[0])[0])[0], fs.LocalFileSystem):
+    if shards and isinstance(_storage(storage.split(shards[0])[0])[0], fs.LocalFileSystem):
         for shard in rows_of:  # A mapped file has nothing to wait for.
             load(shard)
     else:

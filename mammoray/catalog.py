@@ -1,31 +1,25 @@
-"""A CSV and a folder of DICOMs, in any supported layout, to one typed row per image.
-
-======  ==========================================  =============================================================
-layout  CSV                                         tree below the root
-======  ==========================================  =============================================================
-rsna    ``patient_id, image_id, density`` and more  ``[train_images/]<patient_id>/<image_id>.dcm``
-irma    ``AccessionNumber, Classification``         ``[archive/]<AccessionNumber>/**/*.dcm``, every image of an exam
-======  ==========================================  =============================================================
+"""A table and a folder tree, in any layout that :mod:`mammoray.layouts` knows, to one typed row per image.
 
 The catalog reports and never repairs: what cannot be used stands in ``findings`` with its reason.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
-from mammoray.config import CLASS_NAMES, Classes
-from mammoray.errors import CatalogError, LabelError
+from mammoray import imagefolders, layouts, readers, storage, tables
+from mammoray.config import LABELS, Classes, DataConfig, require_no_secret
+from mammoray.errors import CatalogError
+from mammoray.findings import Finding, each
+from mammoray.layouts import Tree
+from mammoray.readers import Rows
+from mammoray.storage import Place
 
-DENSITIES = CLASS_NAMES["density"]
 COLUMNS = (
     "image_id",
     "patient_id",
@@ -38,25 +32,8 @@ COLUMNS = (
     "site_id",
     "machine_id",
     "implant",
+    "line",
 )
-_ROMAN = {"I": "A", "II": "B", "III": "C", "IV": "D"}
-_EXCLUDED_CLASS = "5"
-
-Severity = Literal["error", "warning", "note"]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Finding:
-    """Something about one image that a data manager should know; a row of audit.csv."""
-
-    severity: Severity
-    image_id: str
-    file: str
-    tag: str
-    reason: str
-    expected: str
-    found: str
-    what_to_do: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,283 +43,232 @@ class Catalog:
     Attributes
     ----------
     rows : pandas.DataFrame
-        One row per image that has both a CSV row and a file, sorted by ``image_id``; the columns are :data:`COLUMNS`.
-        ``label`` is A to D or missing; ``path`` is relative to ``root`` with forward slashes; ``size`` is in bytes.
-    root : Path
-        Folder that ``path`` starts from.
+        One row per image that is both named and there, sorted by ``image_id``; the columns are :data:`COLUMNS`.
+        ``label`` is one of :data:`mammoray.config.LABELS` or missing; ``path`` is relative to ``root`` with forward
+        slashes; ``size`` is in bytes; ``line`` is that of the table, 0 where there is none.
+    root : str
+        Path or URI that ``path`` starts from.
     layout : str
-        ``rsna`` or ``irma``.
+        One of :mod:`mammoray.layouts`.
+    evidence : tuple of str
+        What the layout was recognised by.
     grouped_by : str
-        Column of the CSV that stands in ``patient_id``: the coarsest key known.
+        What stands in ``patient_id``: the coarsest key known.
     findings : tuple of Finding
-        Rows and files that were left out, and why.
+        Rows, files and folders that were left out, and why.
     limits : tuple of str
         What a reader of the results has to know about these data.
+    leak : str or None
+        Why results may leak: what may stand on both sides of a split although it should not.
     """
 
     rows: pd.DataFrame
-    root: Path
+    root: str
     layout: str
+    evidence: tuple[str, ...]
     grouped_by: str
     findings: tuple[Finding, ...]
     limits: tuple[str, ...]
+    leak: str | None
 
 
-def parse_label(value: str, where: str) -> str | None:
-    """Density class of a CSV cell: A to D, or ``None`` for a blank.
+def build(
+    csv: Place | None, dicom_root: Place, config: DataConfig | None = None, classes: Classes = "density"
+) -> Catalog:
+    """Read the table, walk the tree, and match the two.
 
-    Accepted are 1 to 4, 1.0 to 4.0, A to D and a to d, I to IV, with spaces around.
-
-    Raises
-    ------
-    LabelError
-        For anything else.
-
-    Examples
-    --------
-    >>> parse_label(" 1.0", "row 1"), parse_label("IV", "row 2"), parse_label("b", "row 3"), parse_label("", "row 4")
-    ('A', 'D', 'B', None)
-    """
-    text = value.strip().upper()
-    if not text:
-        return None
-    text = text.removesuffix(".0")
-    if text in DENSITIES:
-        return text
-    if text in _ROMAN:
-        return _ROMAN[text]
-    if text in {"1", "2", "3", "4"}:
-        return DENSITIES[int(text) - 1]
-    raise LabelError(where, "1 to 4, A to D, I to IV, or a blank", repr(value), "Correct the CSV or remove the row.")
-
-
-def class_index(labels: pd.Series, classes: Classes) -> npt.NDArray[np.int64]:
-    """Index of each density letter among the model's outputs, (N,) int64: A to D are 0 to 3, or 0, 0, 1, 1."""
-    codes: npt.NDArray[np.int64] = labels.map({letter: i for i, letter in enumerate(DENSITIES)}).to_numpy(
-        dtype=np.int64
-    )
-    return codes if classes == "density" else codes // 2
-
-
-def build(csv: Path, dicom_root: Path) -> Catalog:
-    """Read the CSV, walk the tree, and match the two.
+    Parameters
+    ----------
+    csv : str, Path or None
+        Path or URI of the table; None where the layout has none, or it lies below the root under its usual name.
+    dicom_root : str or Path
+        Path or URI of the images.
+    config : DataConfig, optional
+        Layout and columns.
+    classes : {"density", "binary", "cancer"}
+        Which labels are read.
 
     Raises
     ------
     CatalogError
-        No CSV, unknown columns, no root, no DICOM where the layout wants them, or one image id with two meanings.
+        No table, no root, no layout or several, nothing that fits together, or one image with two meanings.
     LabelError
-        A label that :func:`parse_label` does not accept.
+        A label in none of the accepted forms.
+    StorageError
+        A path or URI that cannot be reached.
+    ConfigError
+        A URI with a password or a key in it.
     """
-    table = _read_csv(csv)
-    for _, needed, reader in _LAYOUTS:
-        if needed <= set(table.columns):
-            if not dicom_root.is_dir():
-                raise CatalogError(str(dicom_root), "a folder", "nothing there", "Check --dicom-root.")
-            return reader(table, csv, dicom_root)
-    nearest, needed, _ = min(_LAYOUTS, key=lambda entry: len(entry[1] - set(table.columns)))
-    raise CatalogError(
-        f"{csv}: header",
-        " or ".join(f"{', '.join(sorted(needed))} ({layout})" for layout, needed, _ in _LAYOUTS),
-        f"{', '.join(table.columns)}; for {nearest}, {', '.join(sorted(needed - set(table.columns)))} is missing",
-        "Check --csv and its first line.",
-    )
-
-
-def _read_csv(csv: Path) -> pd.DataFrame:
-    remedy = "Check --csv."
-    try:
-        return pd.read_csv(csv, dtype=str, keep_default_na=False, index_col=False, encoding="utf-8-sig")
-    except OSError as error:
-        raise CatalogError(str(csv), "a CSV file", type(error).__name__, remedy) from error
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise CatalogError(str(csv), "a comma-separated UTF-8 table with a header", str(error), remedy) from error
-
-
-def _rsna(table: pd.DataFrame, csv: Path, dicom_root: Path) -> Catalog:
-    root, files = _find_dicoms(dicom_root, "train_images", "<patient_id>/<image_id>.dcm")
-    labels = _parse_labels(table["density"], csv)
-    rows = pd.DataFrame(
-        {
-            "image_id": table["image_id"].str.strip(),
-            "patient_id": table["patient_id"].str.strip(),
-            "label": pd.array(labels, dtype="string"),
-            **{
-                name: table[name].str.strip() if name in table else ""
-                for name in ("laterality", "view", "site_id", "machine_id", "implant")
-            },
-        }
-    )
-    by_stem = {path[: -len(".dcm")]: path for path in files}  # The suffix may be written in capitals.
-    stems = rows["patient_id"] + "/" + rows["image_id"]
-    rows["path"] = [by_stem.get(stem, f"{stem}.dcm") for stem in stems]
-    rows, duplicates = _drop_duplicates(rows, csv)
-    return _match(rows, files, root, csv, layout="rsna", grouped_by="patient_id", findings=duplicates, limits=())
-
-
-def _irma(table: pd.DataFrame, csv: Path, dicom_root: Path) -> Catalog:
-    root, files = _find_dicoms(dicom_root, "archive", "<AccessionNumber>/**/*.dcm")
-    excluded = table["Classification"].str.strip().str.removesuffix(".0") == _EXCLUDED_CLASS
-    labels = _parse_labels(table["Classification"].mask(excluded, ""), csv)
-    exams = pd.DataFrame(
-        {"patient_id": table["AccessionNumber"].str.strip(), "label": pd.array(labels, dtype="string")}
-    )
-    exams["excluded"] = excluded.to_numpy()
-    exams["image_id"] = exams["patient_id"]
-    exams, duplicates = _drop_duplicates(exams, csv)
-    of_exam: dict[str, list[str]] = {}
-    for path in files:
-        of_exam.setdefault(path.split("/", 1)[0], []).append(path)
-    findings = list(duplicates)
-    records = []
-    for exam in exams.itertuples(index=False):
-        paths = sorted(of_exam.get(exam.patient_id, [f"{exam.patient_id}/*.dcm"]))
-        if exam.excluded:
-            findings += [_excluded(path) for path in paths]
-            continue
-        records += [(path[: -len(".dcm")], exam.patient_id, exam.label, path) for path in paths]
-    rows = pd.DataFrame(records, columns=["image_id", "patient_id", "label", "path"])
-    rows = rows.assign(laterality="", view="", site_id="", machine_id="", implant="")
-    limits = (
-        "Patients are not known in this layout: images are grouped by accession number, so two exams of one woman "
-        "may stand on both sides of the split and flatter the metrics.",
-    )
-    known = {path for path in files if path.split("/", 1)[0] in set(exams.loc[exams["excluded"], "patient_id"])}
-    files = {path: entry for path, entry in files.items() if path not in known}
-    return _match(rows, files, root, csv, layout="irma", grouped_by="AccessionNumber", findings=findings, limits=limits)
-
-
-_LAYOUTS: tuple[tuple[str, frozenset[str], Callable[[pd.DataFrame, Path, Path], Catalog]], ...] = (
-    ("rsna", frozenset({"patient_id", "image_id", "density"}), _rsna),
-    ("irma", frozenset({"AccessionNumber", "Classification"}), _irma),
-)
-
-
-def _excluded(path: str) -> Finding:
-    return Finding(
-        severity="note",
-        image_id=path[: -len(".dcm")],
-        file=path,
-        tag="Classification",
-        reason="class 5 is excluded",
-        expected="a class from 1 to 4",
-        found=_EXCLUDED_CLASS,
-        what_to_do="Nothing: the class has no density.",
-    )
-
-
-def _parse_labels(cells: pd.Series, csv: Path) -> list[str | None]:
-    # The header is line 1 of the file.
-    return [parse_label(value, f"{csv}: line {i + 2}, {cells.name}") for i, value in enumerate(cells)]
-
-
-def _drop_duplicates(rows: pd.DataFrame, csv: Path) -> tuple[pd.DataFrame, list[Finding]]:
-    repeated = rows[rows.duplicated("image_id", keep=False)]
-    if repeated.empty:
-        return rows, []
-    for image_id, group in repeated.groupby("image_id"):
-        if len(group.drop_duplicates()) > 1:
-            lines = ", ".join(str(i + 2) for i in group.index)
-            raise CatalogError(
-                f"{csv}: lines {lines}", f"one meaning of id {image_id}", "rows that differ", "Keep the right one."
-            )
-    findings = [
-        Finding(
-            severity="warning",
-            image_id=str(image_id),
-            file="",
-            tag="",
-            reason="the row stands in the CSV more than once",
-            expected="1 row",
-            found=f"{count} equal rows",
-            what_to_do="Remove the copies; one of them is used.",
-        )
-        for image_id, count in repeated["image_id"].value_counts().sort_index().items()
-    ]
-    return rows.drop_duplicates("image_id").reset_index(drop=True), findings
-
-
-def _find_dicoms(dicom_root: Path, usual: str, pattern: str) -> tuple[Path, dict[str, os.stat_result]]:
-    """All ``.dcm`` files below ``root/usual``, or below ``root`` itself, by relative path."""
-    root = dicom_root / usual if (dicom_root / usual).is_dir() else dicom_root
-    files = dict(_walk(root, ""))
-    if not files:
-        raise CatalogError(
-            str(root), f"DICOM files as {pattern}", "not one file that ends in .dcm", "Check --dicom-root."
-        )
-    return root, files
-
-
-def _walk(root: Path, below: str) -> Iterator[tuple[str, os.stat_result]]:
-    # scandir gives name and kind of an entry in one system call; on network storage that is most of the time.
-    with os.scandir(root / below) as entries:
-        for entry in sorted(entries, key=lambda e: e.name):
-            relative = f"{below}/{entry.name}" if below else entry.name
-            # Links to folders are not followed: they can lead out of the root, or round in circles.
-            if entry.is_dir(follow_symlinks=False):
-                yield from _walk(root, relative)
-            elif entry.name.lower().endswith(".dcm") and entry.is_file():
-                yield relative, entry.stat()
-
-
-def _match(
-    rows: pd.DataFrame,
-    files: dict[str, os.stat_result],
-    root: Path,
-    csv: Path,
-    *,
-    layout: str,
-    grouped_by: str,
-    findings: list[Finding],
-    limits: tuple[str, ...],
-) -> Catalog:
-    present = rows["path"].isin(files.keys())
-    missing = [
-        Finding(
-            severity="error",
-            image_id=row.image_id,
-            file=row.path,
-            tag="",
-            reason="the row has no file",
-            expected="a DICOM file",
-            found="nothing",
-            what_to_do=f"Copy the file below {root.name}/ or remove the row from the CSV.",
-        )
-        for row in rows[~present].itertuples(index=False)
-    ]
-    used = set(rows["path"])
-    unused = [
-        Finding(
-            severity="warning",
-            image_id="",
-            file=path,
-            tag="",
-            reason="the file has no row",
-            expected=f"a row in {csv.name}",
-            found="none",
-            what_to_do="Add a row to the CSV if the image is wanted.",
-        )
-        for path in files
-        if path not in used
-    ]
-    kept = rows[present].copy()
-    if kept.empty:
-        wanted = rows["path"].iloc[0] if len(rows) else "one row at all"
-        raise CatalogError(
-            str(root),
-            f"a file for at least one of the {len(rows)} rows of {csv.name}, such as {wanted}",
-            f"{len(files)} DICOM files, none of them named in the CSV, such as {next(iter(files))}",
-            "Check that --csv and --dicom-root belong together.",
-        )
-    stats = [files[path] for path in kept["path"]]
-    kept["size"] = np.array([s.st_size for s in stats], dtype=np.int64)
-    kept["mtime_ns"] = np.array([s.st_mtime_ns for s in stats], dtype=np.int64)
-    kept = kept[list(COLUMNS)].sort_values("image_id", ignore_index=True)
+    config = config or DataConfig()
+    for uri, flag in ((csv or "", "--csv"), (dicom_root, "--dicom-root")):
+        require_no_secret(str(uri), flag)
+    given = None if csv is None else tables.open_table(storage.absolute(csv))  # First: the walk may take minutes.
+    tree = layouts.read_tree(storage.absolute(dicom_root), config)
+    found = layouts.detect(given, tree, config)
+    rows = _read(found, tree, config, classes)
+    table = "the table" if found.table is None else storage.split(found.table.name)[1]
+    kept, findings = _match(rows, table)
+    if config.quarantine is not None:
+        kept, held = _quarantine(kept, storage.absolute(config.quarantine))
+        findings += held
+    if found.table is not None and found.table.encoding == "latin-1":
+        findings.append(_latin(table))
     return Catalog(
         rows=kept,
-        root=root,
-        layout=layout,
-        grouped_by=grouped_by,
-        findings=(*findings, *missing, *unused),
-        limits=limits,
+        root=rows.tree.root,
+        layout=found.name,
+        evidence=found.evidence,
+        grouped_by=rows.grouped_by,
+        findings=(*rows.findings, *findings),
+        limits=rows.limits,
+        leak=rows.leak,
     )
+
+
+def _read(found: layouts.Found, tree: Tree, config: DataConfig, classes: Classes) -> Rows:
+    if found.table is not None:
+        source = readers.Source(table=found.table, tree=tree, config=config, classes=classes)
+        return readers.READERS[found.name](source)
+    if classes == "cancer":
+        remedy = "Use --classes density or binary."
+        raise CatalogError(f"the {found.name} layout", "labels of cancer", "density labels only", remedy)
+    return imagefolders.READERS[found.name](tree)
+
+
+def _match(rows: Rows, table: str) -> tuple[pd.DataFrame, list[Finding]]:
+    """Rows whose file is there, typed and sorted, and findings for all else."""
+    frame, files = rows.frame, rows.tree.files
+    present = frame["path"].isin(files.keys()).to_numpy(dtype=bool)
+    if not present.any():
+        raise _unrelated(rows, table)
+    findings = each(frame.loc[~present, ["image_id", "path"]].to_dict("records"), _no_file)
+    findings += _unnamed(files, set(frame["path"]), table)
+    findings += each(rows.tree.empty, _empty) + each(rows.tree.outward, _outward)
+    kept = frame[present]
+    entries = [files[path] for path in kept["path"]]
+    texts = {
+        name: kept[name].fillna("").astype(str) for name in COLUMNS if name in frame and name not in ("label", "line")
+    }
+    kept = kept.assign(
+        **texts,
+        label=kept["label"].astype("string"),
+        size=np.array([entry.size for entry in entries], dtype=np.int64),
+        mtime_ns=np.array([entry.mtime_ns for entry in entries], dtype=np.int64),
+    )
+    return kept[list(COLUMNS)].sort_values("image_id", ignore_index=True), findings
+
+
+def _unrelated(rows: Rows, table: str) -> CatalogError:
+    wanted = [*rows.frame["path"].head(1), *(finding.file or finding.image_id for finding in rows.findings)]
+    return CatalogError(
+        storage.shown(rows.tree.root),
+        f"the images of {table}" + (f", such as {wanted[0]}" if wanted else ", which has no row"),
+        f"{len(rows.tree.files)} images, none of them named there, such as {next(iter(rows.tree.files), 'none')}",
+        "Check that --csv and --dicom-root belong together.",
+    )
+
+
+def _no_file(row: dict[Any, Any]) -> Finding:
+    climbs = ".." in str(row["path"]).split("/") or str(row["path"]).startswith("/")
+    return Finding(
+        severity="error", image_id=str(row["image_id"]), file=str(row["path"]),
+        reason="the row's id leads out of its folder" if climbs else "the row has no file",
+        expected="an image", found="another place" if climbs else "nothing",
+        what_to_do="Correct the id." if climbs else "Copy the file, or remove the row from the CSV.",
+    )  # fmt: skip
+
+
+def _unnamed(files: Iterable[str], named: set[str], table: str) -> list[Finding]:
+    """Folders in which nothing is named, each as one finding, and single files."""
+    folders = {path.rpartition("/")[0] for path in named}
+    strays = [path for path in files if path not in named]
+    count: dict[str, int] = {}
+    for path in strays:
+        folder = path.rpartition("/")[0]
+        count[folder] = count.get(folder, 0) + 1
+    whole = [folder for folder in sorted(count) if folder and folder not in folders]
+
+    def of_folder(folder: str) -> Finding:
+        return Finding(
+            severity="warning", file=f"{folder}/", reason="the folder has no row", expected=f"rows in {table}",
+            found=f"none for its {count[folder]} images", what_to_do="Add rows if the images are wanted.",
+        )  # fmt: skip
+
+    def of_file(path: str) -> Finding:
+        return Finding(
+            severity="warning", file=path, reason="the file has no row", expected=f"a row in {table}", found="none",
+            what_to_do="Add a row if the image is wanted.",
+        )  # fmt: skip
+
+    single = [path for path in strays if path.rpartition("/")[0] not in set(whole)]
+    return each(whole, of_folder) + each(single, of_file)
+
+
+def _empty(path: str) -> Finding:
+    return Finding(
+        severity="warning", file=f"{path}/", reason="the folder is empty", expected="images", found="nothing",
+        what_to_do="Copy its files again, or remove it.",
+    )  # fmt: skip
+
+
+def _outward(path: str) -> Finding:
+    return Finding(
+        severity="warning", file=path, reason="the link leads out of the root", expected="a file below --dicom-root",
+        found="another place", what_to_do="Use --links follow if it is meant so.",
+    )  # fmt: skip
+
+
+def _latin(table: str) -> Finding:
+    return Finding(
+        severity="note", file=table, reason="the table is not UTF-8", expected="UTF-8", found="other bytes",
+        what_to_do="Nothing, if its identifiers look right: it was read as Latin-1.",
+    )  # fmt: skip
+
+
+def _quarantine(rows: pd.DataFrame, path: str) -> tuple[pd.DataFrame, list[Finding]]:
+    """Rows that a quarantine file does not name, and findings for those that it does."""
+    table = tables.open_table(path)
+    column = table.find("path", "image_id")
+    if column is None:
+        have = ", ".join(table.columns)
+        raise CatalogError(f"{table.name}: header", "a column path or image_id", have, "Check --quarantine.")
+    named = set(tables.read(table, {"name": column})["name"])
+    key = rows[column.lower()]
+    held = key.isin(list(named)).to_numpy()
+    findings = each(rows.loc[held, ["image_id", "path"]].to_dict("records"), _held)
+    unknown = sorted(named - set(key))
+    findings += each(unknown, lambda name: _not_there(name, storage.split(table.name)[1]))
+    return rows[~held].reset_index(drop=True), findings
+
+
+def _held(row: dict[Any, Any]) -> Finding:
+    return Finding(
+        severity="note", image_id=row["image_id"], file=row["path"], reason="the image is quarantined",
+        expected="", found="named in --quarantine", what_to_do="Nothing: it is left out.",
+    )  # fmt: skip
+
+
+def _not_there(name: str, file: str) -> Finding:
+    return Finding(
+        severity="warning", file=name, reason="a quarantined image is not in the data", expected=f"an image of {file}",
+        found="none", what_to_do="Check that --quarantine belongs to these data.",
+    )  # fmt: skip
+
+
+def class_table(rows: pd.DataFrame, classes: Classes) -> pd.DataFrame:
+    """Images and patients of each label, and without one.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Rows ``images, patients``; columns the labels of ``classes``, ``blank`` and ``total``, int64. A patient counts
+        for each label that her images have, and as blank where none of them has any.
+    """
+    names = [*LABELS[classes], "blank"]
+    labelled = set(rows.loc[rows["label"].notna(), "patient_id"])
+    label = rows["label"].fillna("blank")
+    only_blank = (label != "blank") | ~rows["patient_id"].isin(labelled)
+    images = label.value_counts().reindex(names, fill_value=0)
+    patients = rows[only_blank].groupby(label[only_blank])["patient_id"].nunique().reindex(names, fill_value=0)
+    table = pd.DataFrame([images, patients], index=["images", "patients"]).astype("int64")
+    return table.assign(total=[len(rows), rows["patient_id"].nunique()])

@@ -16,7 +16,7 @@ import tyro
 
 from mammoray import __version__
 from mammoray import config as configs
-from mammoray.config import AuditConfig, Config, DecodeConfig, IngestConfig, Scale, SynthConfig
+from mammoray.config import AuditConfig, Config, DataConfig, DecodeConfig, IngestConfig, Scale, SynthConfig
 from mammoray.errors import MammorayError
 
 NOTICE = "Research software, not a medical device: not for diagnosis."
@@ -26,12 +26,14 @@ NOTICE = "Research software, not a medical device: not for diagnosis."
 class TrainArgs:
     """From a CSV and DICOMs to a trained, evaluated model: catalog, split, decode, train, evaluate, report."""
 
-    csv: Path
-    """The table of labels: train.csv (RSNA layout) or classificacao.csv (IRMA layout)."""
-    dicom_root: Path
-    """The folder with train_images/<patient_id>/<image_id>.dcm or archive/<AccessionNumber>/*.dcm."""
+    dicom_root: str
+    """The folder of the images, such as the one with train_images/ or archive/; a path, or a URI that pyarrow reaches
+    (s3://bucket/prefix, gs://), whose credentials are those of the environment."""
     outdir: Path
     """The run's folder; the same command goes on with an interrupted run there."""
+    csv: str | None = None
+    """The table of labels, a path or a URI: train.csv, classificacao.csv, metadata.csv or another. Default: the one of
+    these below --dicom-root, or none, where the layout has no table."""
     config: Path | None = None
     """A TOML file of settings, such as config.toml of an earlier run; flags go before it."""
     settings: Config = field(default_factory=Config)
@@ -55,14 +57,14 @@ class AuditArgs:
     where the data set is fit to train on, 1 where it is not, and 2 where it could not be looked at.
     """
 
-    csv: Path
-    """The table of labels: train.csv (RSNA layout) or classificacao.csv (IRMA layout)."""
-    dicom_root: Path
-    """The folder with train_images/<patient_id>/<image_id>.dcm or archive/<AccessionNumber>/*.dcm."""
+    dicom_root: str
+    """The folder of the images: a path, or a URI that pyarrow reaches."""
     outdir: Path
     """A folder for the three files."""
-    quarantine: Path | None = None
-    """A file for the list of images with an error, which 'mammoray train --quarantine FILE' leaves out."""
+    csv: str | None = None
+    """The table of the images, a path or a URI. Default: the one below --dicom-root, or none, where the layout has no
+    table."""
+    data: DataConfig = field(default_factory=DataConfig)
     audit: AuditConfig = field(default_factory=AuditConfig)
     address: str | None = None
     """A Ray cluster: auto, HOST:PORT or ray://HOST:PORT. Default: the cluster of the job this runs in, or one begun on
@@ -76,14 +78,16 @@ class PrepareArgs:
     The output folder gets failures.csv, a row per file that cannot be decoded, and prepare.json, a summary.
     """
 
-    csv: Path
-    """The table of labels: train.csv (RSNA layout) or classificacao.csv (IRMA layout). Rows without one count too."""
-    dicom_root: Path
-    """The folder with train_images/<patient_id>/<image_id>.dcm or archive/<AccessionNumber>/*.dcm."""
+    dicom_root: str
+    """The folder of the images: a path, or a URI that pyarrow reaches."""
     outdir: Path
     """A folder for the two files; the cache is beside it, unless --cache says otherwise."""
+    csv: str | None = None
+    """The table of the images, a path or a URI; images without a label count too. Default: the one below --dicom-root,
+    or none, where the layout has no table."""
     config: Path | None = None
     """A TOML file of settings, such as config.toml of a run; flags go before it."""
+    data: DataConfig = field(default_factory=DataConfig)
     decode: DecodeConfig = field(default_factory=DecodeConfig)
     ingest: IngestConfig = field(default_factory=IngestConfig)
     address: str | None = None
@@ -113,7 +117,15 @@ class ReportArgs:
 def _source(args: TrainArgs) -> Any:
     from mammoray.pipeline import Source
 
-    return Source(csv=args.csv.absolute(), dicom_root=args.dicom_root.absolute(), outdir=args.outdir.absolute())
+    return Source(*_places(args))
+
+
+def _places(args: TrainArgs | AuditArgs | PrepareArgs) -> tuple[str | None, str, Path]:
+    """Table, root and output folder, for a process with another working folder."""
+    from mammoray import storage
+
+    csv = None if args.csv is None else storage.absolute(args.csv)
+    return csv, storage.absolute(args.dicom_root), args.outdir.absolute()
 
 
 def _train(args: TrainArgs) -> None:
@@ -139,9 +151,8 @@ def _crossval(args: CrossvalArgs) -> None:
 def _prepare(args: PrepareArgs) -> None:
     from mammoray import cluster, prepare
 
-    paths = (args.csv.absolute(), args.dicom_root.absolute(), args.outdir.absolute())
-    config = Config(decode=args.decode, ingest=args.ingest)
-    facts = cluster.run_there(args.address, prepare.run, *paths, config, args.address, say)
+    config = Config(data=args.data, decode=args.decode, ingest=args.ingest)
+    facts = cluster.run_there(args.address, prepare.run, *_places(args), config, args.address, say)
     say(
         f"{facts['decoded']} of {facts['images']} images are in {facts['cache']}, {facts['failed']} failed: "
         f"{args.outdir.absolute() / prepare.FILES[0]}"
@@ -151,9 +162,9 @@ def _prepare(args: PrepareArgs) -> None:
 def _audit(args: AuditArgs) -> int:
     from mammoray import audit, cluster
 
-    paths = (args.csv.absolute(), args.dicom_root.absolute(), args.outdir.absolute())
-    quarantine = args.quarantine.absolute() if args.quarantine else None
-    facts = cluster.run_there(args.address, audit.run, *paths, args.audit, quarantine, args.address, say)
+    file = args.data.quarantine
+    data = configs.replace(args.data, quarantine=file and file.absolute())
+    facts = cluster.run_there(args.address, audit.run, *_places(args), data, args.audit, args.address, say)
     for line in audit.headline(facts):
         say(line)
     say(f"page: {args.outdir.absolute() / audit.FILES[2]}")
@@ -204,14 +215,14 @@ def parse(verb: str, argv: list[str]) -> Any:
     kind = VERBS[verb][0]
     options: dict[str, Any] = {}
     if issubclass(kind, TrainArgs | PrepareArgs) and (file := _config_file(argv)) is not None:
-        needed = dict.fromkeys(("csv", "dicom_root", "outdir"), tyro.MISSING)
+        needed = dict.fromkeys(("dicom_root", "outdir"), tyro.MISSING)
         options["default"] = kind(**needed, config=file, **_sections(kind, configs.load_toml(file)))
     return tyro.cli(kind, prog=f"mammoray {verb}", args=argv, config=(tyro.conf.OmitArgPrefixes,), **options)
 
 
 def _sections(kind: type[Any], settings: Config) -> dict[str, Any]:
     if issubclass(kind, PrepareArgs):
-        return {"decode": settings.decode, "ingest": settings.ingest}
+        return {"data": settings.data, "decode": settings.decode, "ingest": settings.ingest}
     return {"settings": settings}
 
 

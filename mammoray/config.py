@@ -27,8 +27,15 @@ else:
 
 T = TypeVar("T")
 
-Classes = Literal["density", "binary"]
-CLASS_NAMES: dict[str, tuple[str, ...]] = {"density": ("A", "B", "C", "D"), "binary": ("AB", "CD")}
+Classes = Literal["density", "binary", "cancer"]
+CLASS_NAMES: dict[str, tuple[str, ...]] = {
+    "density": ("A", "B", "C", "D"),
+    "binary": ("AB", "CD"),
+    "cancer": ("negative", "cancer"),
+}
+"""What the model's outputs stand for."""
+LABELS: dict[str, tuple[str, ...]] = {**CLASS_NAMES, "binary": CLASS_NAMES["density"]}
+"""The labels of images, in the order of the classes: density and binary have the same, and so one split."""
 
 
 def _require(ok: bool, name: str, expected: str, found: object) -> None:
@@ -46,14 +53,61 @@ def _require_choices(section: Any) -> None:
             _require(ok, name, f"one of {', '.join(map(repr, choices))}", value)
 
 
-def _require_no_secret(uri: str) -> None:
-    """Refuse a URI with a password or a key in it: settings are written down and shown."""
+def require_no_secret(uri: str, flag: str) -> None:
+    """Refuse a URI with a password or a key in it: settings are written down and shown.
+
+    Raises
+    ------
+    ConfigError
+        Without the URI.
+    """
     head, _, query = uri.partition("?")
     user = head.partition("://")[2].partition("/")[0].rpartition("@")[0]
     keys = [part.partition("=")[0] for part in query.split("&")] if "://" in head else []
     if ":" in user or any(re.search("sig|secret|token|passw|credential|access_?key", key, re.I) for key in keys):
         remedy = "Set them in the environment (such as AWS_ACCESS_KEY_ID), or give the machines a role."
-        raise ConfigError("--cache", "a URI without credentials", "some in it", remedy)
+        raise ConfigError(flag, "a URI without credentials", "some in it", remedy)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataConfig:
+    """How the table and the folder tree are read."""
+
+    dataset: Literal["auto", "rsna", "study", "irma", "mamografias", "patches", "folders", "csv"] = "auto"
+    """Layout of table and tree. auto: found from both, with the evidence shown. rsna: train.csv +
+    train_images/<patient_id>/<image_id>.dcm. study: metadata.csv + patient_<id>/study_<id>/series_<id>/*.dcm. irma:
+    classificacao.csv + archive/<AccessionNumber>/*.dcm. mamografias: folders of images, a featureS.txt in each.
+    patches: images and one featureS.txt in one folder. folders: a folder of images per class. csv: any table with a
+    column of image paths."""
+    path_column: str | None = None
+    """csv layout: the column of the image paths, from --dicom-root. Default: image_path, path, file or filename."""
+    label_column: str | None = None
+    """Column of the labels. Default: the layout's own; density, density_label, label or class in a csv layout."""
+    group_column: str | None = None
+    """Column of what may not be divided by a split. Default: the patient, as the layout names it, or the coarsest key
+    that is known."""
+    laterality_column: str | None = None
+    """Column of the side, L or R. Default: laterality."""
+    view_column: str | None = None
+    """Column of the view, such as CC or MLO. Default: view."""
+    site_column: str | None = None
+    """Column of the site, which the split balances. Default: site_id."""
+    machine_column: str | None = None
+    """Column of the machine, which the split balances. Default: machine_id."""
+    exam_images: Literal["all", "first"] = "all"
+    """irma layout. all: every image of an exam. first: only the first by name, as older systems did."""
+    class_5: Literal["exclude", "keep"] = "exclude"
+    """irma layout: exams of class 5, which has no density. exclude: left out and counted. keep: used as images without
+    a label, for embedding and prediction."""
+    links: Literal["inside", "follow"] = "inside"
+    """Links to files. inside: followed when they stay below --dicom-root, listed when they lead out of it. follow:
+    always followed."""
+    quarantine: Path | None = None
+    """A CSV with a column path of images to leave out. The audit, which leaves none out, writes it: every image with an
+    error."""
+
+    def __post_init__(self) -> None:
+        _require_choices(self)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -145,7 +199,7 @@ class IngestConfig:
 
     def __post_init__(self) -> None:
         if self.cache is not None:
-            _require_no_secret(self.cache)
+            require_no_secret(self.cache, "--cache")
         _require(self.shard_images >= 1, "shard_images", "at least 1 image", self.shard_images)
         _require(0 < self.limit_seconds < math.inf, "limit_seconds", "above 0", self.limit_seconds)
         _require(0 <= self.min_decoded <= 1, "min_decoded", "a share from 0 to 1", self.min_decoded)
@@ -246,9 +300,11 @@ class Config:
     """All that decides what a run computes. Where it runs is no part of it and changes nothing."""
 
     classes: Classes = "density"
-    """density: the four BI-RADS classes A, B, C, D. binary: A and B against C and D."""
+    """density: the four BI-RADS classes A, B, C, D. binary: A and B against C and D. cancer: the column cancer of the
+    rsna layout, 0 or 1 per image (or --label-column)."""
     seed: int = 0
     """Seed of the split, the order of the rows, the augmentation and the initial weights."""
+    data: DataConfig = field(default_factory=DataConfig)
     split: SplitConfig = field(default_factory=SplitConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
     decode: DecodeConfig = field(default_factory=DecodeConfig)
@@ -300,14 +356,14 @@ class SynthConfig:
 
     patients: int = 60
     """Patients; each has the four standard views, some a view more."""
-    layout: Literal["rsna", "irma", "study", "mamografias", "patches", "classes"] = "rsna"
+    layout: Literal["rsna", "irma", "study", "mamografias", "patches", "folders"] = "rsna"
     """On-disk layout.
     rsna: train.csv + train_images/<patient_id>/<image_id>.dcm, classes A to D.
     irma: classificacao.csv + archive/<AccessionNumber>/*.dcm, classes 1 to 4, and 5.
     study: metadata.csv + patient_<id>/study_<id>/series_<id>/*.dcm, classes 1 to 4.
     mamografias: PNG files such as DleftCC/d_left_cc (10).png, classes 0 to 3 in a featureS.txt a folder.
     patches: 128 x 128 PNG files such as p_d_left_cc(10).png, classes 0 to 3 in one featureS.txt.
-    classes: PNG files in folders A, B, C and D, and nothing that tells the patient."""
+    folders: PNG files in folders A, B, C and D, and nothing that tells the patient."""
     height: int = 1024
     """Rows of the written images, in pixels; real ones have 2,000 to 5,400."""
     width: int = 832

@@ -1,4 +1,4 @@
-"""One DICOM file to one grey image, ``(H, W)``, dense tissue bright and background 0.
+"""One file, DICOM or raster image, to one grey image, ``(H, W)``, dense tissue bright and background 0.
 
 In the order in which it happens: header -> breast, on a thumbnail -> the wavelet level that is just large enough ->
 grey by table (modality LUT, VOI, MONOCHROME1, padding: DICOM's order, PS3.3 C.7.6.3, C.11.1, C.11.2) -> mean over each
@@ -10,8 +10,6 @@ Shapes: ``H, W`` the decoded image, ``h, w`` the stored one.
 
 from __future__ import annotations
 
-import mmap
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from pydicom import uid
 
-from mammoray import breast, grey, header, machines, stored
+from mammoray import breast, grey, header, machines, raster, storage, stored
 from mammoray.config import DecodeConfig
 from mammoray.header import Header
 from mammoray.resample import resample
@@ -32,6 +30,7 @@ DECODER_VERSION = 2
 _THUMBNAIL = 160  # Pixels that the long side has at least where the breast is looked for; less than twice as many.
 
 _VISIBLE_STEPS = 1  # Of the decoded grey levels; what this costs in fidelity stands in docs/benchmarks.md.
+
 
 Mask = npt.NDArray[np.bool_]
 
@@ -81,30 +80,30 @@ class Decoded:
     transfer_syntax: str
 
 
-def decode(source: Path | bytes, config: DecodeConfig, name: str | None = None) -> Decoded:
+def decode(source: Path | str | bytes, config: DecodeConfig, name: str | None = None) -> Decoded:
     """Decode one mammogram.
 
     Parameters
     ----------
-    source : Path or bytes
-        A DICOM file, or its content.
+    source : Path, str or bytes
+        A DICOM file, or a PNG, JPEG or TIFF image (:mod:`mammoray.raster`), by its path or URI, or its content.
     config : DecodeConfig
         Size, window, crop, orientation, resize and depth.
     name : str, optional
-        How errors call the file.
+        How errors call the file. What is called ``.dcm`` or ``.dicom`` must be a DICOM.
 
     Raises
     ------
     DecodeError
-        Not a DICOM, no image, colour, several frames, a size that cannot be, pixels that contradict the header, a
+        Neither of them, no image, colour, several frames, a size that cannot be, pixels that contradict the header, a
         truncated or damaged codestream, or an image without content.
     OSError
         The file cannot be read at all.
     """
-    name = name or (str(source) if isinstance(source, Path) else "bytes")
-    content = _map(source) if isinstance(source, Path) else source
+    name = name or ("bytes" if isinstance(source, bytes) else storage.shown(str(source)))
+    content = source if isinstance(source, bytes) else storage.content(str(source))
     with header.pydicom_silent():
-        return _decode(header.read(content, name, config.frame), config)
+        return _decode(read(content, name, config.frame), config)
 
 
 def warm_up() -> None:
@@ -116,12 +115,16 @@ def warm_up() -> None:
             decode(content, DecodeConfig(height=64, width=48, crop=crop))
 
 
-def _map(path: Path) -> bytes | memoryview:
-    """A file's content, of which only what is looked at is read: a small part where low resolutions come first."""
-    with path.open("rb") as file:
-        if os.fstat(file.fileno()).st_size == 0:
-            return b""
-        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+def read(content: bytes | memoryview, name: str, frame: str = "only") -> Header:
+    """The header and frame of a file of either sort; its bytes say which it is.
+
+    Raises
+    ------
+    DecodeError
+        As :func:`mammoray.raster.told`, :func:`mammoray.header.read` and :func:`mammoray.raster.read`.
+    """
+    found = raster.told(bytes(content[: raster.FIRST]), name)
+    return raster.read(content, name, frame) if found in raster.MEDIA_TYPES else header.read(content, name, frame)
 
 
 def _decode(head: Header, config: DecodeConfig) -> Decoded:

@@ -4,11 +4,12 @@
 
     MammorayError
     ├── ConfigError        a setting, a flag or a TOML file
+    ├── StorageError       a path or URI that cannot be reached or listed
     ├── CatalogError       the CSV, the folder tree, or how they fit together
     │   └── LabelError     a density label that cannot be read
     ├── SplitError         a split that cannot be made, or no longer fits the data
     │   └── LeakError      a patient on both sides of a split
-    ├── DecodeError        one DICOM file
+    ├── DecodeError        one image file
     ├── IngestError        the decoded cache, or too many files that did not decode
     ├── ModelError         an architecture or weights
     │   └── CheckpointError  a checkpoint that does not fit
@@ -59,6 +60,10 @@ class ConfigError(MammorayError):
     """A setting that is out of range, unknown, or contradicts another."""
 
 
+class StorageError(MammorayError):
+    """A path or a URI that cannot be reached, listed or read."""
+
+
 class CatalogError(MammorayError):
     """The CSV or the folder tree cannot be read, or they do not fit together."""
 
@@ -76,7 +81,7 @@ class LeakError(SplitError):
 
 
 class DecodeError(MammorayError):
-    """One DICOM file cannot become an image."""
+    """One file cannot become an image."""
 
 
 class IngestError(MammorayError):

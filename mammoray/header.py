@@ -19,6 +19,7 @@ from typing import Any
 import pydicom
 from pydicom import encaps, filereader, uid
 
+from mammoray import storage
 from mammoray.errors import DecodeError
 
 MAX_PIXELS = 2**28
@@ -144,6 +145,17 @@ def read(content: bytes | memoryview, name: str, frame: str = "only") -> Header:
         ) from None
     view = _find_frame(rest, syntax, fields, name)
     return Header(name=name, transfer_syntax=syntax, dataset=dataset, frame=view, **fields)
+
+
+def transfer_syntax(path: str) -> str:
+    """UID of a file's transfer syntax, from its first bytes; for a file that :func:`read` refuses.
+
+    Raises
+    ------
+    Exception
+        Whatever a file that is no DICOM leads to.
+    """
+    return file_meta(memoryview(storage.read(path, _HEAD)))[0]
 
 
 def _parse(content: bytes | memoryview, name: str) -> tuple[pydicom.Dataset, str, memoryview]:

@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,7 @@ import pyarrow as pa
 import ray
 import ray.data
 
-from mammoray import cache
+from mammoray import cache, storage
 from mammoray.config import DecodeConfig, IngestConfig
 from mammoray.errors import DecodeError, IngestError, MammorayError
 from mammoray.sandbox import Outcome, Sandbox
@@ -78,7 +77,7 @@ class Decoded:
 
 def prepare(
     rows: pd.DataFrame,
-    root: Path,
+    root: str,
     store: str,
     decode_config: DecodeConfig,
     config: IngestConfig,
@@ -91,8 +90,8 @@ def prepare(
     ----------
     rows : pandas.DataFrame
         Catalog rows: ``image_id, path, size, mtime_ns`` and more.
-    root : Path
-        Folder that ``path`` starts from, seen by every node.
+    root : str
+        Path or URI that ``path`` starts from, seen by every node.
     store : str
         Path or URI of the cache, seen by every node.
     report : callable, optional
@@ -226,7 +225,7 @@ def _sorted_out(found: pd.DataFrame, folder: str, new: int, seconds: float) -> D
     lost = found[found["shard"].isna() & ~failed]
     if len(lost):
         raise IngestError(
-            cache.shown(folder),
+            storage.shown(folder),
             f"{len(found)} decoded files",
             f"{len(lost)} fewer, such as {lost['path'].iloc[0]}",
             "Run again.",
@@ -246,7 +245,7 @@ def sandbox_of(function: str, limit: float) -> Sandbox:
 
 
 def _decode_files(
-    files: pa.Table, root: Path, folder: str, decode_config: DecodeConfig, config: IngestConfig, function: str
+    files: pa.Table, root: str, folder: str, decode_config: DecodeConfig, config: IngestConfig, function: str
 ) -> Iterator[pa.Table]:
     """Decode the files of one task into shards; yields the rows of the index of each, as one value.
 
@@ -256,7 +255,7 @@ def _decode_files(
     for start in range(0, len(files), config.shard_images):
         part = files.slice(start, config.shard_images)
         keys, paths = part["key"].to_pylist(), part["path"].to_pylist()
-        outcomes = sandbox_of(function, limit).run([(root / path, decode_config, path) for path in paths])
+        outcomes = sandbox_of(function, limit).run([(storage.join(root, path), decode_config, path) for path in paths])
         records = (
             (outcome.lasting, _record(key, path, outcome, decode_config, limit))
             for key, path, outcome in zip(keys, paths, outcomes, strict=True)

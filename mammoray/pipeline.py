@@ -17,20 +17,23 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mammoray import __version__, audit, cache, catalog, cluster, evaluate, ingest, prepare, report, split
+from mammoray import __version__, audit, cache, catalog, cluster, evaluate, ingest, labels, prepare, report, split
 from mammoray import config as configs
 from mammoray.config import Config, Scale
 from mammoray.errors import ConfigError, RunFolderError
+from mammoray.storage import Place
 
 Say = Callable[[str], None]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Source:
     """Where the data lie; paths as every node of the cluster sees them."""
 
-    csv: Path
-    dicom_root: Path
+    csv: Place | None
+    """Path or URI of the table, None where the layout has none or it lies below the root."""
+    dicom_root: Place
+    """Path or URI of the images."""
     outdir: Path
 
 
@@ -45,11 +48,7 @@ def run(source: Source, config: Config, scale: Scale, say: Say = print) -> dict[
         The content of metrics.json.
     """
     outdir = source.outdir
-    data = catalog.build(source.csv, source.dicom_root)
-    say(
-        f"catalog: {data.layout} layout, {len(data.rows)} images of "
-        f"{data.rows['patient_id'].nunique()} {_groups(data)}, {len(data.findings)} findings"
-    )
+    data = prepare.read_catalog(source.csv, source.dicom_root, config, say)
     parts = split.make(data.rows, config.split, config.classes, config.seed)
     files = cache.file_keys(data.rows, data.root)[data.rows["label"].notna()]
     identity = configs.digest(_what_counts(config), parts.digest, sorted(files))
@@ -84,13 +83,13 @@ class _Inputs:
 
 
 def _groups(data: catalog.Catalog) -> str:
-    return "patients" if data.grouped_by == "patient_id" else f"{data.grouped_by} groups"
+    return "patients" if data.grouped_by == "patient_id" else f"groups by {data.grouped_by}"
 
 
 def _what_counts(config: Config) -> dict[str, Any]:
     """The settings that decide the result: not where the cache lies, nor how often to try again."""
     plain = configs.to_dict(config)
-    plain["ingest"] = {}
+    plain["ingest"], plain["data"] = {}, {}  # What they lead to is in the split and the files.
     plain["train"].pop("max_failures")
     plain["split"].pop("split_file", None)
     return plain
@@ -179,7 +178,7 @@ def _train_and_judge(source: Source, config: Config, scale: Scale, say: Say, inp
 
     outdir, decoded = source.outdir, inputs.decoded
     rows = decoded.rows.merge(inputs.parts.rows[["image_id", "fold"]], on="image_id", validate="one_to_one")
-    rows = rows.assign(target=catalog.class_index(rows["label"], config.classes)).sort_values(
+    rows = rows.assign(target=labels.class_index(rows["label"], config.classes)).sort_values(
         "image_id", ignore_index=True
     )
     split.check(rows)
@@ -191,6 +190,7 @@ def _train_and_judge(source: Source, config: Config, scale: Scale, say: Say, inp
     predictions = _table(held_out, p_NK, config)
     predictions.to_parquet(outdir / "predictions.parquet", index=False)
     metrics = evaluate.judge(predictions, config.class_names, config.evaluate.bootstrap, config.seed)
+    metrics["possible_leak"] = inputs.data.leak
     metrics["learned"] = [fitted.history[0], fitted.history[-1]]
     _write_json(outdir / "metrics.json", metrics)
     _write_examples(outdir, held_out, predictions, config)
@@ -222,7 +222,7 @@ def _train_and_judge(source: Source, config: Config, scale: Scale, say: Say, inp
 
 
 def _absent(parts: split.Split, config: Config) -> list[str]:
-    present = set(catalog.class_index(parts.rows["label"], config.classes).tolist())
+    present = set(labels.class_index(parts.rows["label"], config.classes).tolist())
     absent = [name for k, name in enumerate(config.class_names) if k not in present]
     return (
         [
@@ -300,6 +300,7 @@ def crossval(source: Source, config: Config, scale: Scale, say: Say = print) -> 
     predictions = pd.concat(tables, ignore_index=True)
     predictions.to_parquet(source.outdir / "predictions.parquet", index=False)
     metrics = evaluate.judge(predictions, config.class_names, config.evaluate.bootstrap, config.seed)
+    metrics["possible_leak"] = _read_metrics(source.outdir / "fold-0")["possible_leak"]
     _write_json(source.outdir / "metrics.json", metrics)
     return metrics
 
@@ -326,6 +327,8 @@ def headline(metrics: dict[str, Any]) -> list[str]:
         values = ", ".join(f"{name} {_with_interval(test[level][name])}" for name in ("kappa", "accuracy", "auc"))
         lines.append(f"test, per {level} (n = {test[level]['n']}): {values}")
     lines.append(f"always the commonest class: accuracy {test['image']['majority_accuracy']:.3f}")
+    if metrics.get("possible_leak"):
+        lines.append(f"POSSIBLY LEAKING: {metrics['possible_leak']}")
     if "learned" in metrics:
         first, last = metrics["learned"]
         gap = ", ".join(

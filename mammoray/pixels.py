@@ -45,7 +45,7 @@ def look(path: str, name: str) -> PixelFacts:
     Parameters
     ----------
     path : str
-        Path or URI of a DICOM file.
+        Path or URI.
     name : str
         How errors call it.
 
@@ -57,7 +57,7 @@ def look(path: str, name: str) -> PixelFacts:
         It cannot be read.
     """
     with header.pydicom_silent():
-        head = header.read(storage.content(path), name)
+        head = decode.read(storage.content(path), name)
         values = stored.open_frame(head).unchecked()
     lowest, highest = int(values.min()), int(values.max())
     inside = head.transfer_syntax in stored.LOSSY or head.lowest <= lowest <= highest <= head.highest
@@ -86,5 +86,4 @@ def digest(values: Image) -> str:
 
 def thumbnail(path: str, name: str) -> decode.Decoded:
     """A small picture of a file, as a viewer would show the whole of it: (240, 180) uint8."""
-    content = storage.content(path)
-    return decode.decode(content if isinstance(content, bytes) else bytes(content), _SMALL, name)
+    return decode.decode(path, _SMALL, name)

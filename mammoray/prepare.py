@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,24 +15,30 @@ from typing import Any
 import pandas as pd
 from pydicom.uid import UID
 
-from mammoray import __version__, cache, catalog, cluster, ingest
+from mammoray import __version__, catalog, cluster, ingest, raster, storage
 from mammoray.config import Config
 from mammoray.errors import RunFolderError
+from mammoray.findings import Finding
 from mammoray.sandbox import Sandbox
+from mammoray.storage import Place
 
 FILES = ("failures.csv", "prepare.json")
 Say = Callable[[str], None]
 
 
-def run(csv: Path, dicom_root: Path, outdir: Path, config: Config, address: str | None, say: Say) -> dict[str, Any]:
+def run(
+    csv: Place | None, dicom_root: Place, outdir: Path, config: Config, address: str | None, say: Say
+) -> dict[str, Any]:
     """Decode all rows of a catalog, with a label or without, so that a later training finds them.
 
     Parameters
     ----------
-    csv, dicom_root, outdir : Path
-        As every node of the cluster sees them.
+    csv : str, Path or None
+    dicom_root : str or Path
+    outdir : Path
+        As every node of the cluster sees them; csv as in :func:`mammoray.catalog.build`.
     config : Config
-        Its decode and ingest sections count.
+        Its data, decode and ingest sections count.
     address : str or None
         Of a Ray cluster, as in :class:`mammoray.config.Scale`.
 
@@ -45,8 +52,7 @@ def run(csv: Path, dicom_root: Path, outdir: Path, config: Config, address: str 
     IngestError
         As of :func:`mammoray.ingest.prepare` and :func:`mammoray.ingest.check_enough`; the files are written before.
     """
-    data = catalog.build(csv, dicom_root)
-    say(f"catalog: {data.layout} layout, {len(data.rows)} images, {len(data.findings)} findings")
+    data = read_catalog(csv, dicom_root, config, say)
     try:
         outdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -58,7 +64,7 @@ def run(csv: Path, dicom_root: Path, outdir: Path, config: Config, address: str 
     syntaxes = by_transfer_syntax(decoded, data.root, config.ingest.limit_seconds)
     facts = {
         "version": __version__,
-        "cache": cache.shown(cache_path(outdir, config)),
+        "cache": storage.shown(cache_path(outdir, config)),
         "images": len(data.rows),
         "decoded": len(decoded.rows),
         "failed": len(decoded.failures),
@@ -74,17 +80,36 @@ def run(csv: Path, dicom_root: Path, outdir: Path, config: Config, address: str 
     return facts
 
 
+def read_catalog(csv: Place | None, dicom_root: Place, config: Config, say: Say) -> catalog.Catalog:
+    """Build the catalog and say what it is: layout, evidence, counts, classes, and what results from it cannot know."""
+    data = catalog.build(csv, dicom_root, config.data, config.classes)
+    say(f"catalog: {data.layout} layout ({'; '.join(data.evidence)})")
+    groups = "patients" if data.grouped_by == "patient_id" else f"groups by {data.grouped_by}"
+    say(f"catalog: {len(data.rows)} images of {data.rows['patient_id'].nunique()} {groups}, {_counted(data.findings)}")
+    for line in catalog.class_table(data.rows, config.classes).to_string().splitlines():
+        say(f"  {line}")
+    for limit in data.limits:
+        say(f"limit: {limit}")
+    return data
+
+
+def _counted(findings: tuple[Finding, ...]) -> str:
+    counts = Counter(finding.severity for finding in findings)
+    said = ", ".join(f"{counts[kind]} {kind}s" for kind in ("error", "warning", "note") if counts[kind])
+    return f"{len(findings)} findings" + (f" ({said})" if said else "")
+
+
 def cache_path(outdir: Path, config: Config) -> str:
     """Path or URI of the decoded cache: ``--cache``, or a folder beside the output folder that sibling runs share."""
     given = config.ingest.cache
     return given if given and "://" in given else str(Path(given or outdir.parent / "mammoray-cache").resolve())
 
 
-def decode(rows: pd.DataFrame, root: Path, outdir: Path, config: Config, say: Say) -> ingest.Decoded:
+def decode(rows: pd.DataFrame, root: str, outdir: Path, config: Config, say: Say) -> ingest.Decoded:
     """Decode what the cache lacks of these rows, and say how it goes. Needs a connection to Ray."""
     store = cache_path(outdir, config)
-    say(f"decode: {len(rows)} files into {cache.shown(store)}")
-    decoded = ingest.prepare(rows, root.resolve(), store, config.decode, config.ingest, _throttled(say))
+    say(f"decode: {len(rows)} files into {storage.shown(store)}")
+    decoded = ingest.prepare(rows, root, store, config.decode, config.ingest, _throttled(say))
     say(
         f"decode: {decoded.new} new, {len(rows) - decoded.new} from the cache, "
         f"{len(decoded.failures)} failed, {decoded.seconds:.1f} s"
@@ -106,21 +131,24 @@ def _throttled(say: Say, every: float = 2.0) -> Callable[[ingest.Progress], None
     return tell
 
 
-def by_transfer_syntax(decoded: ingest.Decoded, root: Path, limit: float) -> list[dict[str, Any]]:
+def by_transfer_syntax(decoded: ingest.Decoded, root: str, limit: float) -> list[dict[str, Any]]:
     """Files of each encoding, the commonest first.
 
     Returns
     -------
     list of dict
         ``transfer_syntax`` (the standard's name), ``uid``, ``files``, ``failed`` among them, and ``median_ms``, the
-        processor time of decoding one, or None where none decoded.
+        processor time of decoding one, or None where none decoded. Raster images have a media type as both of the
+        former.
     """
-    failed = pd.DataFrame({"uid": _transfer_syntaxes([root / path for path in decoded.failures["path"]], limit)})
+    failed = pd.DataFrame(
+        {"uid": _transfer_syntaxes([storage.join(root, path) for path in decoded.failures["path"]], limit)}
+    )
     good = pd.DataFrame({"uid": decoded.rows["transfer_syntax"], "ms": decoded.rows["seconds"] * 1000})
     every = pd.concat([good.assign(failed=0), failed.assign(failed=1, ms=float("nan"))])
     rows = [
         {
-            "transfer_syntax": UID(uid).name if uid else "unknown",
+            "transfer_syntax": _encoding(uid),
             "uid": uid,
             "files": len(files),
             "failed": int(files["failed"].sum()),
@@ -131,9 +159,15 @@ def by_transfer_syntax(decoded: ingest.Decoded, root: Path, limit: float) -> lis
     return sorted(rows, key=lambda row: (-row["files"], row["uid"]))
 
 
-def _transfer_syntaxes(files: list[Path], limit: float) -> list[str]:
+def _encoding(uid: str) -> str:
+    if uid in raster.MEDIA_TYPES.values():
+        return uid  # pydicom would warn of a UID with letters.
+    return str(UID(uid).name) if uid else "unknown"
+
+
+def _transfer_syntaxes(files: list[str], limit: float) -> list[str]:
     """UID of each file that could not be decoded, as far as its header says; read where it can do no harm."""
-    reader = Sandbox("pydicom.filereader:read_file_meta_info", limit)
-    metas = [outcome.value for outcome in reader.run([(str(file),) for file in files])]
+    reader = Sandbox("mammoray.header:transfer_syntax", limit)
+    found = [outcome.value or "" for outcome in reader.run([(file,) for file in files])]
     reader.close()
-    return [str(getattr(meta, "TransferSyntaxUID", None) or "") for meta in metas]
+    return found

@@ -12,7 +12,8 @@ from typing import Any
 
 import pandas as pd
 
-from mammoray.catalog import DENSITIES, Finding, Severity
+from mammoray.findings import Finding, Severity
+from mammoray.labels import DENSITIES
 from mammoray.rules import cells, readable
 
 STANDARD_VIEWS = (("L", "CC"), ("L", "MLO"), ("R", "CC"), ("R", "MLO"))

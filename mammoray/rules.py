@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from mammoray.catalog import Finding, Severity
-from mammoray.scan import RASTER
+from mammoray.findings import Finding, Severity
+from mammoray.raster import MEDIA_TYPES
 
 BURNED_IN = "text is burned into the image"
 """A reason; images that have it are not shown."""
@@ -68,7 +68,7 @@ _REASONS = {
     "empty": "the file is empty",
     "": "the file cannot be read",
     "DICOM": "the file cannot be decoded",
-    **dict.fromkeys(RASTER, "the image is no DICOM"),
+    **dict.fromkeys(MEDIA_TYPES, "the image is no DICOM"),
 }
 
 
@@ -86,7 +86,7 @@ def unreadable(data: pd.DataFrame) -> list[Finding]:
                     image_id=image_id,
                     file=path,
                     tag=where.removeprefix(path).removeprefix(": "),
-                    reason=_REASONS.get(kind, "the file is no DICOM"),
+                    reason=_REASONS.get(kind, "the file is no image") if column == "head_error" else _REASONS["DICOM"],
                     expected=expected,
                     found=seen,
                     what_to_do=remedy,

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mammoray import elements, header, storage
+from mammoray import elements, header, raster, storage
 from mammoray.errors import DecodeError
 
 HEAD = 1 << 16
@@ -24,21 +24,6 @@ Job = tuple[str, str, int]
 _AGAIN = "Copy the file again from its source."
 _OTHER = "another value"
 
-_MAGIC: tuple[tuple[bytes, str], ...] = (
-    (b"\x89PNG\r\n\x1a\n", "PNG"),
-    (b"\xff\xd8\xff", "JPEG"),
-    (b"II*\0", "TIFF"),
-    (b"MM\0*", "TIFF"),
-    (b"GIF8", "GIF"),
-    (b"BM", "BMP"),
-    (b"PK\x03\x04", "ZIP"),
-    (b"\x1f\x8b", "GZIP"),
-    (b"%PDF", "PDF"),
-    (b"\xff\x4f\xff\x51", "JPEG 2000 codestream"),
-    (b"\0\0\0\x0cjP  ", "JPEG 2000"),
-)
-RASTER = ("PNG", "JPEG", "TIFF")
-"""Kinds of files that are images too, if their name does not say DICOM."""
 _VIEWS = frozenset({"CC", "MLO", "ML", "LM", "LMO", "AT", "XCC", "XCCL", "XCCM", "FB", "SIO", "ISO", "LLO", "CV"})
 # PS3.16 CID 4014, as SNOMED CT and, in older files, as SNOMED RT codes.
 _VIEW_CODES = {
@@ -56,7 +41,7 @@ class Facts:
     """What is known of one file from its head; texts that the header does not say are empty, numbers 0."""
 
     kind: str
-    """DICOM, a kind of :func:`kind_of`, or nothing where the file could not be opened."""
+    """As :func:`mammoray.raster.kind` calls it, ``unknown``, or nothing where the file could not be opened."""
     error: tuple[str, ...] = ()
     """Why it cannot be decoded, as far as the head tells: where, expected, found, remedy."""
     transfer_syntax: str = ""
@@ -98,21 +83,6 @@ class Facts:
     accession: str = ""
 
 
-def kind_of(head: bytes) -> str:
-    """What a file is by its first bytes: DICOM, another format's name, ``empty``, or ``unknown``.
-
-    Examples
-    --------
-    >>> kind_of(bytes(128) + b"DICM"), kind_of(b"%PDF-1.7"), kind_of(b""), kind_of(bytes(200))
-    ('DICOM', 'PDF', 'empty', 'unknown')
-    """
-    if head[128:132] == b"DICM":  # PS3.10 7.1.
-        return "DICOM"
-    if not head:
-        return "empty"
-    return next((kind for magic, kind in _MAGIC if head.startswith(magic)), "unknown")
-
-
 def token(identifier: str, key: bytes) -> str:
     """A digest by which equal identifiers are told, and nothing else; empty for a blank.
 
@@ -151,9 +121,13 @@ def scan(path: str, name: str, size: int, key: bytes) -> Facts:
     except Exception as error:
         remedy = "Check the storage, and copy it again."
         return Facts(kind="", error=(name, "a file that can be read", storage.reason(error), remedy))
-    kind = kind_of(content)
-    if kind != "DICOM":
-        return _not_dicom(content, kind, name)
+    kind = raster.kind(content[: raster.FIRST]) or "unknown"
+    try:
+        raster.told(content[: raster.FIRST], name)
+        if kind != "DICOM":
+            return _picture(content, kind, name)
+    except DecodeError as error:
+        return Facts(kind=kind, error=error.args)
     try:
         found = _walk(path, content, size, name)
     except Exception as error:
@@ -181,16 +155,12 @@ def _told(error: Exception, name: str) -> tuple[str, ...]:
     return (name, "a header that can be read", f"{type(error).__name__} while reading it", _AGAIN)
 
 
-def _not_dicom(head: bytes, kind: str, name: str) -> Facts:
-    named_dicom = name.lower().endswith((".dcm", ".dicom"))
-    if kind in RASTER and not named_dicom:
-        rows, columns = struct.unpack(">II", head[16:24])[::-1] if kind == "PNG" and len(head) > 24 else (0, 0)
-        return Facts(kind=kind, transfer_syntax=f"image/{kind.lower()}", rows=rows, columns=columns)
-    if kind == "empty":
-        return Facts(kind=kind, error=(name, "a DICOM file", "an empty file", _AGAIN))
-    found = "something else: no DICM after 128 bytes" if kind == "unknown" else f"a {kind} file under this name"
-    remedy = "Export the image as a DICOM, or leave it out." if kind in RASTER else "Leave it out."
-    return Facts(kind=kind, error=(name, "a DICOM file", found, _AGAIN if kind == "unknown" else remedy))
+def _picture(head: bytes, kind: str, name: str) -> Facts:
+    """Facts of a PNG, JPEG or TIFF, whose size only a PNG says at its start; of anything else the reason why not."""
+    if kind not in raster.MEDIA_TYPES:
+        header.read(head, name)  # Which says what is missing.
+    rows, columns = struct.unpack(">II", head[16:24])[::-1] if kind == "PNG" and len(head) > 24 else (0, 0)
+    return Facts(kind=kind, transfer_syntax=raster.MEDIA_TYPES[kind], rows=rows, columns=columns)
 
 
 def _walk(path: str, content: bytes, size: int, name: str) -> elements.Found:

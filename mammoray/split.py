@@ -23,9 +23,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mammoray.catalog import DENSITIES, class_index
 from mammoray.config import CLASS_NAMES, Classes, SplitConfig
 from mammoray.errors import LeakError, SplitError
+from mammoray.labels import DENSITIES, class_index
 
 FOLDS = ("train", "val", "test")
 COLUMNS = ("image_id", "patient_id", "label", "fold")

@@ -1,10 +1,49 @@
-"""Files by path or URI: a stand-in for the lead's module of this name, with what the audit calls of it."""
+"""Files by path or URI: on this machine's disks, or on storage that pyarrow reaches (s3://, gs://, abfs://, hdfs://).
+
+Credentials are those of the environment (such as AWS_ACCESS_KEY_ID), or the machine's role; a URI may carry other
+options of pyarrow's file systems in its query (``?region=eu-west-1&endpoint_override=...``), which stays at its end.
+"""
 
 from __future__ import annotations
 
+import functools
 import mmap
 import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
+
+import pyarrow as pa
+from pyarrow import fs
+
+from mammoray.errors import StorageError
+
+Links = Literal["inside", "follow"]
+Place = str | Path
+"""A path, or a URI as text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Something below a root: its path from there with forward slashes, and what it is.
+
+    Attributes
+    ----------
+    path : str
+    size : int
+        Bytes.
+    mtime_ns : int
+        Time of the last change, in nanoseconds of the epoch.
+    kind : {"file", "empty folder", "link out"}
+        A link out leads to something outside the root, and is not followed.
+    """
+
+    path: str
+    size: int = 0
+    mtime_ns: int = 0
+    kind: Literal["file", "empty folder", "link out"] = "file"
 
 
 def is_uri(path: str) -> bool:
@@ -12,25 +51,191 @@ def is_uri(path: str) -> bool:
     return "://" in path
 
 
+def absolute(path: Place) -> str:
+    """The same place for a process with another working folder.
+
+    Examples
+    --------
+    >>> absolute("s3://bucket/set"), absolute("/data/set/")
+    ('s3://bucket/set', '/data/set')
+    """
+    return path if isinstance(path, str) and is_uri(path) else str(Path(path).absolute())
+
+
 def join(folder: str, name: str) -> str:
-    """Path of ``name`` below a folder."""
-    return f"{folder.rstrip('/')}/{name}"
+    """Path or URI of ``name`` below a folder.
+
+    Examples
+    --------
+    >>> join("/data", "1/2.dcm"), join("s3://bucket/set?region=eu-west-1", "1/2.dcm")
+    ('/data/1/2.dcm', 's3://bucket/set/1/2.dcm?region=eu-west-1')
+    """
+    if not is_uri(folder):
+        return f"{folder.rstrip('/')}/{name}"
+    path, mark, query = folder.partition("?")
+    return f"{path.rstrip('/')}/{name}{mark}{query}"
+
+
+def split(path: str) -> tuple[str, str]:
+    """Folder and name of a path or URI."""
+    path, mark, query = path.partition("?") if is_uri(path) else (path, "", "")
+    folder, _, name = path.rpartition("/")
+    return f"{folder}{mark}{query}", name
+
+
+def shown(path: str) -> str:
+    """How a path or URI is printed: without its user part and its query, where people put secrets.
+
+    Examples
+    --------
+    >>> shown("s3://key:secret@bucket/prefix?endpoint_override=localhost"), shown("/data/cache")
+    ('s3://bucket/prefix', '/data/cache')
+    """
+    return re.sub(r"(?<=://)[^/?]*@", "", path.partition("?")[0]) if is_uri(path) else path
+
+
+@functools.lru_cache(maxsize=16)
+def filesystem(folder: str, setting: str = "--dicom-root") -> tuple[fs.FileSystem, str]:
+    """The file system of a path or URI, and the path in it.
+
+    Parameters
+    ----------
+    folder : str
+        Path or URI.
+    setting : str
+        The flag that it comes from, for the error.
+
+    Raises
+    ------
+    StorageError
+        For a URI that pyarrow cannot read.
+    """
+    if not is_uri(folder):
+        return fs.LocalFileSystem(use_mmap=True), str(Path(folder).absolute())
+    try:
+        system, path = fs.FileSystem.from_uri(folder)
+    except (pa.ArrowException, ValueError, OSError) as error:
+        expected = "a folder, or a URI of a storage that pyarrow reaches (s3://, gs://, abfs://, hdfs://, file://)"
+        raise StorageError(shown(folder), expected, reason(error), f"Correct {setting}.") from None
+    return (fs.LocalFileSystem(use_mmap=True) if isinstance(system, fs.LocalFileSystem) else system), path
 
 
 def reason(error: Exception) -> str:
     """What went wrong, without the text of the error, which may quote the whole URI."""
-    return f"{type(error).__name__}: {os.strerror(error.errno)}" if isinstance(error, OSError) and error.errno else "?"
+    if isinstance(error, OSError) and error.errno:
+        return f"{type(error).__name__}: {os.strerror(error.errno)}"
+    code = re.search(r"AWS Error (\w+)", str(error))
+    return f"{type(error).__name__}: {code[1]}" if code else type(error).__name__
+
+
+def is_folder(path: str, setting: str = "--dicom-root") -> bool:
+    """Whether there is a folder; on an object store, whether any object lies below."""
+    if not is_uri(path):
+        return Path(path).is_dir()
+    return bool(_file_type(path, setting) == fs.FileType.Directory)
+
+
+def is_file(path: str, setting: str = "--csv") -> bool:
+    """Whether there is a file."""
+    return bool(_file_type(path, setting) == fs.FileType.File) if is_uri(path) else Path(path).is_file()
+
+
+def _file_type(path: str, setting: str) -> fs.FileType:
+    system, inside = filesystem(path, setting)
+    try:
+        return system.get_file_info(inside).type
+    except (pa.ArrowException, OSError) as error:
+        remedy = f"Check {setting}, and the credentials of this storage in the environment."
+        raise StorageError(shown(path), "storage that answers", reason(error), remedy) from None
 
 
 def read(path: str, size: int | None = None) -> bytes:
-    """The first ``size`` bytes of a file, or all."""
-    with Path(path).open("rb") as file:
-        return file.read(-1 if size is None else size)
+    """The first ``size`` bytes of a file, or all.
+
+    Raises
+    ------
+    OSError
+        It cannot be read.
+    """
+    if not is_uri(path):
+        with Path(path).open("rb") as file:
+            return file.read(-1 if size is None else size)
+    system, inside = filesystem(path)
+    with system.open_input_file(inside) as source:
+        content: bytes = source.read(size)
+        return content
 
 
 def content(path: str) -> bytes | memoryview:
-    """A whole file, mapped."""
-    with Path(path).open("rb") as file:
+    """A whole file: mapped from a disk, so that only what is looked at is read, or fetched from a storage.
+
+    Raises
+    ------
+    OSError
+        It cannot be read.
+    """
+    if is_uri(path) and not isinstance(filesystem(path)[0], fs.LocalFileSystem):
+        return read(path)
+    local = filesystem(path)[1]
+    with Path(local).open("rb") as file:
         if os.fstat(file.fileno()).st_size == 0:
             return b""
         return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+
+
+def walk(root: str, links: Links = "inside") -> Iterator[Entry]:
+    """All files below a root, and its empty folders, in the order of their paths.
+
+    Links to folders are not followed: they can lead round in circles. Links to files are, unless they lead out of the
+    root.
+
+    Raises
+    ------
+    StorageError
+        The root cannot be listed.
+    """
+    if is_uri(root) and not isinstance(filesystem(root)[0], fs.LocalFileSystem):
+        yield from _walk_storage(root)
+        return
+    base = filesystem(root)[1]
+    try:
+        yield from _walk_disk(base, "", None if links == "follow" else str(Path(base).resolve()))
+    except OSError as error:
+        raise StorageError(
+            shown(root), "a folder that can be listed", reason(error), "Check --dicom-root and its permissions."
+        ) from None
+
+
+def _walk_disk(base: str, below: str, inside: str | None) -> Iterator[Entry]:
+    # scandir gives name and kind of an entry in one system call; on network storage that is most of the time.
+    with os.scandir(f"{base}/{below}") as found:
+        entries = sorted(found, key=lambda entry: entry.name)
+    if not entries and below:
+        yield Entry(below, kind="empty folder")
+    for entry in entries:
+        path = f"{below}/{entry.name}" if below else entry.name
+        if inside is not None and entry.is_symlink() and _leads_out(entry.path, inside):
+            yield Entry(path, kind="link out")
+        elif entry.is_dir(follow_symlinks=False):
+            yield from _walk_disk(base, path, inside)
+        elif entry.is_file():
+            status = entry.stat()
+            yield Entry(path, status.st_size, status.st_mtime_ns)
+
+
+def _leads_out(link: str, inside: str) -> bool:
+    target = os.path.realpath(link)
+    return target != inside and not target.startswith(f"{inside}/")
+
+
+def _walk_storage(root: str) -> Iterator[Entry]:
+    system, base = filesystem(root)
+    try:
+        infos = system.get_file_info(fs.FileSelector(base, recursive=True))
+    except (pa.ArrowException, OSError) as error:
+        remedy = "Check --dicom-root, and the credentials of this storage in the environment."
+        raise StorageError(shown(root), "a folder that can be listed", reason(error), remedy) from None
+    prefix = len(base.rstrip("/")) + 1
+    for info in sorted(infos, key=lambda info: str(info.path)):
+        if info.type == fs.FileType.File:
+            yield Entry(info.path[prefix:], int(info.size), int(info.mtime_ns or 0))

@@ -17,7 +17,7 @@ import struct
 import sys
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import imagecodecs
 import numpy as np
@@ -26,15 +26,15 @@ import pydicom
 from PIL import Image as PillowImage
 from pydicom import uid as uids
 
-from mammoray import codestream, ljpeg
+from mammoray import codestream, jpeg, ljpeg, raster
 from mammoray.errors import DecodeError
 from mammoray.header import Header
 from mammoray.wavelet import low_pass
 
 Image = npt.NDArray[Any]
+_Found = TypeVar("_Found")
 _ROOM = 2  # Bits: the 5/3 low-pass of 0s and 1s lies between -1 and 2 at every level.
 _OVERSHOOT = 1 / 3  # Share of samples; noise of the two ends of the range alone reaches it.
-_MORE = b"\x5a\xa5\x36\xc9" * 16  # Data for a JPEG decoder that asks for more than there are.
 LOSSY = (
     uids.JPEGBaseline8Bit, uids.JPEGExtended12Bit, uids.JPEGLSNearLossless, uids.JPEG2000, uids.HTJ2K,
 )  # fmt: skip
@@ -98,7 +98,8 @@ class Pyramid:
         lowest, highest = int(values.min()), int(values.max())
         if lowest == highest:
             found = f"the value {lowest} in every pixel"
-            raise header.error("Pixel Data (7FE0,0010)", "an image", found, "Leave the file out of the CSV.")
+            where = "pixels" if header.transfer_syntax in raster.MEDIA_TYPES.values() else "Pixel Data (7FE0,0010)"
+            raise header.error(where, "an image", found, "Leave the file out of the CSV.")
         if header.transfer_syntax in LOSSY:  # Rounding of a lossy codec may lead a little out of the range.
             return np.clip(values, header.lowest, header.highest)
         # The low-pass of sharp edges overshoots, in few places and by less than the range; a lossless frame must not.
@@ -143,6 +144,14 @@ class _DamagedError(Exception):
     """An own finding about a codestream."""
 
 
+def _own(work: Callable[..., _Found], *args: Any) -> _Found:
+    """Call a module of mammoray's, whose ValueErrors are findings that may be told."""
+    try:
+        return work(*args)
+    except ValueError as error:
+        raise _DamagedError(str(error)) from None
+
+
 def _signed(values: Image, header: Header) -> Image:
     """Two's complement of Bits Stored bits (PS3.5 8.1.1); codecs that know no sign hand over the bare bits."""
     if not header.signed or values.dtype.kind == "i":
@@ -162,7 +171,7 @@ _Opened = tuple[Callable[[int, int], Image], int]
 
 
 def _open_uncompressed(header: Header) -> _Opened:
-    order = "<" if uids.UID(header.transfer_syntax).is_little_endian else ">"
+    order = ">" if header.transfer_syntax == uids.ExplicitVRBigEndian else "<"
     values = np.frombuffer(header.frame, f"{order}u{header.bits_allocated // 8}").reshape(header.rows, header.columns)
     return lambda r, skipped: np.ascontiguousarray(values, values.dtype.newbyteorder("=")), 0
 
@@ -187,10 +196,7 @@ def _open_rle(header: Header) -> _Opened:
 
 
 def _open_jpeg2000(header: Header) -> _Opened:
-    try:
-        stream = codestream.parse(header.frame)
-    except ValueError as error:
-        raise _DamagedError(str(error)) from None
+    stream = _own(codestream.parse, header.frame)
     _same_size(header, stream.rows, stream.columns)
     if stream.high_throughput:
         whole: Callable[[Any], Image] = _htj2k
@@ -264,68 +270,33 @@ def _by_pillow(stream: codestream.Codestream, r: int, skipped: int) -> Image:
 
 def _open_jpeg(header: Header) -> _Opened:
     """.50 and .51, and .57 and .70 in a form that :mod:`mammoray.ljpeg` does not take."""
-    _same_size(header, *_jpeg_size(header.frame))
+    _same_size(header, *_own(jpeg.size, header.frame))
     _long_enough(header, 256)  # A block of 64 pixels has two codes of a bit or more; T.81 F.1.2.
-    end = _ends(header.frame)
-
-    def decode(r: int, skipped: int) -> Image:
-        values = np.asarray(imagecodecs.jpeg8_decode(header.frame))
-        # libjpeg-turbo fills the rest of a truncated image and says nothing. It skips what is left after the last
-        # pixel, so that more data before the end marker change the image only where some were missing.
-        more = b"".join((header.frame[:end], _MORE, header.frame[end:]))
-        if not np.array_equal(values, imagecodecs.jpeg8_decode(more)):
-            raise _DamagedError("the data end before the last pixel: truncated or damaged")
-        return values
-
-    return decode, 0
+    end = _own(jpeg.end, header.frame)
+    return lambda r, skipped: _own(jpeg.decode, header.frame, end), 0
 
 
 def _open_jpeg_lossless(header: Header) -> _Opened:
-    _same_size(header, *_jpeg_size(header.frame))
+    _same_size(header, *_own(jpeg.size, header.frame))
     _long_enough(header, 8)  # A pixel has a code of a bit or more; T.81 H.1.2.2.
 
     def decode(r: int, skipped: int) -> Image:
-        try:
-            values = ljpeg.decode(np.frombuffer(header.frame, np.uint8))
-        except ValueError as error:
-            raise _DamagedError(str(error)) from None
+        values = _own(ljpeg.decode, np.frombuffer(header.frame, np.uint8))
         return _open_jpeg(header)[0](0, 0) if values is None else values
 
     return decode, 0
 
 
 def _open_jpegls(header: Header) -> _Opened:
-    _same_size(header, *_jpeg_size(header.frame))
-    _ends(header.frame)
+    _same_size(header, *_own(jpeg.size, header.frame))
+    _own(jpeg.end, header.frame)
     return lambda r, skipped: np.asarray(imagecodecs.jpegls_decode(header.frame)), 0
-
-
-def _jpeg_size(frame: memoryview) -> tuple[int, int]:
-    """Rows and columns of a JPEG or JPEG-LS frame header; T.81 B.2.2, T.87 C.2.2."""
-    position = 2
-    while position + 9 <= len(frame):
-        if bytes(frame[position : position + 2]) == b"\xff\xff":  # T.81 B.1.1.2: fill bytes.
-            position += 1
-            continue
-        marker, length, _, rows, columns = struct.unpack_from(">HHBHH", frame, position)
-        if (0xFFC0 <= marker <= 0xFFCF and marker not in (0xFFC4, 0xFFC8, 0xFFCC)) or marker == 0xFFF7:
-            return rows, columns
-        position += 2 + length
-    raise _DamagedError("no JPEG frame header")
 
 
 def _long_enough(header: Header, pixels_of_a_byte: int) -> None:
     """Few bytes that claim a huge image are refused before memory is taken for it."""
     if len(header.frame) * pixels_of_a_byte < header.rows * header.columns:
         raise _DamagedError(f"{len(header.frame)} bytes: too few for the image")
-
-
-def _ends(frame: memoryview) -> int:
-    """Index of the end marker, which some writers fill with zeros or ones to an even length."""
-    last = bytes(frame[-64:]).rstrip(b"\x00\xff")
-    if not last.endswith(b"\xff\xd9"):
-        raise _DamagedError("no end marker: it is truncated")
-    return max(0, len(frame) - 64) + len(last) - 2
 
 
 def _open_by_pydicom(header: Header) -> _Opened:
@@ -344,6 +315,7 @@ _OPENERS: dict[str, Callable[[Header], _Opened]] = {
     uids.ExplicitVRLittleEndian: _open_uncompressed,
     uids.DeflatedExplicitVRLittleEndian: _open_uncompressed,
     uids.ExplicitVRBigEndian: _open_uncompressed,
+    **dict.fromkeys(raster.MEDIA_TYPES.values(), _open_uncompressed),  # Which decoded it, checks and all.
     uids.RLELossless: _open_rle,
     uids.JPEGBaseline8Bit: _open_jpeg,
     uids.JPEGExtended12Bit: _open_jpeg,

@@ -43,8 +43,7 @@ _AGE = {"A": 60.0, "B": 60.0, "C": 54.8, "D": 50.4}
 class SynthSummary:
     """What :func:`write` wrote, or found already written."""
 
-    # Any, as who asks for a layout knows whether it has a table, and need not tell the type checker so.
-    csv: Path | Any
+    csv: Path | None
     """The table: train.csv, classificacao.csv or metadata.csv; None in the layouts of PNG files."""
     root: Path
     """The folder of the images: what ``--dicom-root`` takes."""
@@ -54,6 +53,19 @@ class SynthSummary:
     """Patients of each class A to D; with ``unlabelled`` and, in the IRMA layout, the excluded class ``5``."""
     per_syntax: dict[str, int]
     """Images of each transfer syntax, by UID; ``png`` in the layouts of PNG files."""
+
+    @property
+    def table(self) -> Path:
+        """The table of a layout that has one.
+
+        Raises
+        ------
+        ConfigError
+            For a layout that has none.
+        """
+        if self.csv is None:
+            raise ConfigError("--layout", "a layout with a table", "one of PNG files", "Choose another --layout.")
+        return self.csv
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -173,6 +173,6 @@ LAYOUTS: dict[str, Layout] = {
     "study": Layout(root=".", path=_per_series, lists=_study_table, film=False, leading_zeros=True),
     "mamografias": Layout(root="mamografias", path=_per_tissue, lists=_features, film=True, kind=".png"),
     "patches": Layout(root="patches", path=_patch, lists=_features, film=True, kind=".png", patches=True),
-    "classes": Layout(root="classes", path=_per_class, lists=_no_lists, film=True, kind=".png"),
+    "folders": Layout(root="folders", path=_per_class, lists=_no_lists, film=True, kind=".png"),
 }
 """Layouts by the names that ``SynthConfig.layout`` takes."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import socket
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pandas as pd
 import pytest
 
-from mammoray import catalog, ingest, pipeline, split, synth
+from mammoray import catalog, ingest, labels, pipeline, split, synth
 from mammoray.config import (
     Config,
     DecodeConfig,
@@ -48,6 +50,25 @@ def irma(tmp_path_factory: pytest.TempPathFactory) -> synth.SynthSummary:
 
 
 @pytest.fixture(scope="session")
+def s3() -> Iterator[str]:
+    """A bucket of a real S3 server on loopback."""
+    from moto.server import ThreadedMotoServer
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (("ACCESS_KEY_ID", "me"), ("SECRET_ACCESS_KEY", "sesame"), ("DEFAULT_REGION", "us-east-1")):
+            patch.setenv(f"AWS_{name}", value)
+        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        server = ThreadedMotoServer(ip_address="127.0.0.1", port=port, verbose=False)
+        server.start()
+        urllib.request.urlopen(urllib.request.Request(f"http://127.0.0.1:{port}/bucket", method="PUT"))
+        yield f"s3://bucket/some/prefix?endpoint_override=127.0.0.1:{port}&scheme=http"
+        server.stop()
+
+
+@pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
     """A local Ray with more logical CPUs than the machine may have, so that three workers find room."""
     import ray
@@ -75,7 +96,7 @@ def prepared(rsna: synth.SynthSummary, ray_session: None, tmp_path_factory: pyte
     labelled = data.rows[data.rows["label"].notna()]
     decoded = ingest.prepare(labelled, data.root, cache, SMALL.decode, SMALL.ingest)
     rows = decoded.rows.merge(parts.rows[["image_id", "fold"]], on="image_id")
-    rows["target"] = catalog.class_index(rows["label"], "density")
+    rows["target"] = labels.class_index(rows["label"], "density")
     return Prepared(rows=rows, digest=parts.digest, cache=cache)
 
 

@@ -71,9 +71,9 @@ def _sleep(marker: str | None) -> None:
     time.sleep(1000)
 
 
-def decode_with_accidents(source: Path, config: DecodeConfig, name: str) -> Decoded:
+def decode_with_accidents(source: str, config: DecodeConfig, name: str) -> Decoded:
     """Decode as usual, but for files that are named in ``accidents`` in the root's parent: see :func:`plant`."""
-    accident = source.parents[len(Path(name).parts)] / "accidents" / name.replace("/", "-")
+    accident = Path(source).parents[len(Path(name).parts)] / "accidents" / name.replace("/", "-")
     if not accident.is_file():
         return decode(source, config, name)
     what = accident.read_text(encoding="utf-8")

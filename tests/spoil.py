@@ -49,8 +49,8 @@ class Damage:
 
 def copied(data: SynthSummary, folder: Path) -> SynthSummary:
     """Copy a whole set to ``folder``, which does not exist yet."""
-    shutil.copytree(data.csv.parent, folder)
-    return replace(data, csv=folder / data.csv.name, root=folder / data.root.name)
+    shutil.copytree(data.table.parent, folder)
+    return replace(data, csv=folder / data.table.name, root=folder / data.root.name)
 
 
 def files(data: SynthSummary) -> list[str]:

@@ -12,8 +12,8 @@ import pytest
 from pydicom import uid
 
 from mammoray import audit, catalog, cli, inventory, relations, rules, scan, tally
-from mammoray.catalog import Finding
 from mammoray.config import AuditConfig
+from mammoray.findings import Finding, Severity
 from mammoray.machines import Encoding, Window, make_dicom
 from mammoray.synth import SynthSummary
 from tests import sandbox_jobs, spoil
@@ -411,7 +411,7 @@ def test_rows_without_a_file_count_as_unreadable(tmp_path: Path) -> None:
 
 
 def test_warnings_alone_leave_a_data_set_fit() -> None:
-    def found(severity: catalog.Severity) -> dict[str, list[Finding]]:
+    def found(severity: Severity) -> dict[str, list[Finding]]:
         return {
             "shared_patient": [
                 Finding(

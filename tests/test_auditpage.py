@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mammoray import auditpage, cli, config
-from mammoray.catalog import Finding, Severity
+from mammoray.findings import Finding, Severity
 from mammoray.rules import BURNED_IN
 from mammoray.synth import SynthSummary
 from tests import spoil
@@ -27,6 +27,7 @@ def content(**changes: Any) -> dict[str, Any]:
     nothing: dict[str, Any] = {name: {"<x>": 1} for name in names}
     return {
         "version": "1", "fit": True, "why_not": [], "layout": "rsna", "grouped_by": "patient_id", "limits": ["<limit>"],
+        "leak": None,
         "looked_at": "heads", "images": 2, "patients": 1, "absent": 0, "readable": 2, "min_readable": 0.95,
         "seconds": 1.0, "findings": 0, "by_severity": {"error": 0, "warning": 0, "note": 0}, "by_reason": [],
         "classes": [{"site_id": "", "machine_id": "", "classes": {"A": {"images": 2, "patients": 1}}}],

@@ -34,7 +34,15 @@ def test_the_help_of_every_verb_shows_flags_with_types_and_defaults(verb: str) -
     assert done.returncode == 0
     assert "--outdir PATH" in done.stdout
     if verb in ("train", "train-density", "crossval"):
-        for words in ("--csv PATH", "--epochs INT", "(default: 20)", "--arch STR", "{density,binary}", "in pixels"):
+        for words in (
+            "--csv {None}|STR",
+            "--dicom-root STR",
+            "--epochs INT",
+            "(default: 20)",
+            "--arch STR",
+            "{density,binary,cancer}",
+            "in pixels",
+        ):
             assert words in done.stdout
 
 
@@ -54,7 +62,7 @@ def test_flags_go_before_the_config_file_and_that_before_defaults(tmp_path: Path
     assert args.settings.train == config.TrainConfig(epochs=7, lr=0.25)
     assert args.settings.model == config.ModelConfig()
     assert args.scale.num_workers == 3
-    assert args.csv == Path("a.csv")
+    assert args.csv == "a.csv"
 
 
 def test_a_wrong_setting_ends_with_status_2_and_one_line_that_says_what_to_do(tmp_path: Path) -> None:
@@ -95,8 +103,8 @@ def test_synth_says_how_to_train_on_what_it_wrote(tmp_path: Path, capsys: pytest
 
 def test_synth_names_no_table_where_the_layout_has_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     size = ["--patients", "1", "--height", "64", "--width", "64"]
-    cli.main(["synth", "--outdir", str(tmp_path / "set"), "--layout", "classes", *size])
-    assert capsys.readouterr().out.endswith(f"synthetic patients: --dicom-root {tmp_path / 'set' / 'classes'}\n")
+    cli.main(["synth", "--outdir", str(tmp_path / "set"), "--layout", "folders", *size])
+    assert capsys.readouterr().out.endswith(f"synthetic patients: --dicom-root {tmp_path / 'set' / 'folders'}\n")
 
 
 def test_a_folder_that_cannot_be_written_ends_with_status_2(rsna: SynthSummary) -> None:

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("ray_session")
 
 @pytest.fixture
 def copy(irma: SynthSummary, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(irma.csv.parent, tmp_path / "copy"))
+    return Path(shutil.copytree(irma.table.parent, tmp_path / "copy"))
 
 
 def prepare(folder: Path, store: Path, function: str = ingest.DECODE, **settings: object) -> ingest.Decoded:
@@ -51,7 +51,7 @@ def test_sixteen_bits_come_back_as_they_went_in(copy: Path, tmp_path: Path) -> N
     images = cache.load_pixels(decoded.rows["shard"].tolist(), decoded.rows["position"].to_numpy(), config)
     assert images.dtype == np.uint16
     assert all(
-        np.array_equal(image, decode(data.root / p, config).pixels)
+        np.array_equal(image, decode(Path(data.root, p), config).pixels)
         for image, p in zip(images, decoded.rows["path"], strict=True)
     )
 
@@ -73,7 +73,7 @@ def test_a_second_run_decodes_nothing_and_new_or_changed_files_only_themselves(c
 def test_an_undecodable_file_is_listed_with_its_reason_and_the_others_go_on(copy: Path, tmp_path: Path) -> None:
     data = catalog.build(copy / "classificacao.csv", copy)
     broken = data.rows["path"][4]
-    (data.root / broken).write_bytes((data.root / broken).read_bytes()[:3000])
+    Path(data.root, broken).write_bytes(Path(data.root, broken).read_bytes()[:3000])
     decoded = prepare(copy, tmp_path / "cache")
     assert list(decoded.failures["path"]) == [broken]
     assert len(decoded.rows) == len(data.rows) - 1
@@ -86,7 +86,7 @@ def test_an_undecodable_file_is_listed_with_its_reason_and_the_others_go_on(copy
 
 def test_a_file_that_vanishes_is_listed_but_tried_again(copy: Path, tmp_path: Path) -> None:
     data = catalog.build(copy / "classificacao.csv", copy)
-    gone = data.root / data.rows["path"][2]
+    gone = Path(data.root) / data.rows["path"][2]
     content = gone.read_bytes()
     gone.unlink()
     decoded = ingest.prepare(data.rows, data.root, str(tmp_path / "cache"), SMALL.decode, SMALL.ingest)

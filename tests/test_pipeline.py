@@ -131,8 +131,8 @@ def test_the_irma_layout_runs_unchanged_with_two_classes(irma: SynthSummary, tmp
 class TestBadInput:
     @pytest.fixture
     def copy(self, irma: SynthSummary, tmp_path: Path) -> SynthSummary:
-        folder = Path(shutil.copytree(irma.csv.parent, tmp_path / "copy"))
-        return replace(irma, csv=folder / irma.csv.name, root=folder / irma.root.name)
+        folder = Path(shutil.copytree(irma.table.parent, tmp_path / "copy"))
+        return replace(irma, csv=folder / irma.table.name, root=folder / irma.root.name)
 
     def spoil(self, data: SynthSummary, count: int) -> list[Path]:
         table = pd.read_csv(data.csv, dtype=str)

@@ -5,10 +5,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from mammoray import catalog, cli, pipeline, prepare
+from mammoray import cache, catalog, cli, ingest, pipeline, prepare, storage
 from mammoray import config as configs
 from mammoray.config import Config, replace
-from mammoray.errors import IngestError, RunFolderError
+from mammoray.errors import ConfigError, IngestError, RunFolderError
 from mammoray.synth import SynthSummary
 from tests.conftest import SMALL
 
@@ -34,7 +34,7 @@ def test_all_rows_are_decoded_and_a_following_training_finds_them(rsna: SynthSum
 
 
 def test_the_summary_counts_files_and_failures_by_transfer_syntax(rsna: SynthSummary, tmp_path: Path) -> None:
-    copy = Path(shutil.copytree(rsna.csv.parent, tmp_path / "data"))
+    copy = Path(shutil.copytree(rsna.table.parent, tmp_path / "data"))
     broken = sorted(copy.rglob("*.dcm"))[:3]
     broken[0].write_bytes(broken[0].read_bytes()[:2500])
     broken[1].write_bytes(broken[1].read_bytes()[:-9000])
@@ -55,7 +55,7 @@ def test_the_summary_counts_files_and_failures_by_transfer_syntax(rsna: SynthSum
 
 
 def test_too_many_failures_are_an_error_after_the_table_is_written(irma: SynthSummary, tmp_path: Path) -> None:
-    copy = Path(shutil.copytree(irma.csv.parent, tmp_path / "data"))
+    copy = Path(shutil.copytree(irma.table.parent, tmp_path / "data"))
     for file in list(copy.rglob("*.dcm"))[:20]:
         file.write_bytes(b"no DICOM at all")
     with pytest.raises(IngestError, match="--min-decoded"):
@@ -72,6 +72,39 @@ def test_an_output_folder_below_a_file_is_an_error(irma: SynthSummary, tmp_path:
     (tmp_path / "file").write_text("")
     with pytest.raises(RunFolderError, match="--outdir"):
         run(irma, tmp_path / "file" / "out")
+
+
+def test_a_data_set_on_an_object_store_is_prepared_as_one_on_a_disk(
+    irma: SynthSummary, s3: str, tmp_path: Path
+) -> None:
+    system, base = storage.filesystem(storage.join(s3, "irma"))
+    for file in (path for path in irma.table.parent.rglob("*") if path.is_file()):
+        with system.open_output_stream(f"{base}/{file.relative_to(irma.table.parent).as_posix()}") as sink:
+            sink.write(file.read_bytes())
+    root = storage.join(s3, "irma")
+    said: list[str] = []
+    facts = prepare.run(None, root, tmp_path / "out", SMALL, None, said.append)
+    local, _ = run(irma, tmp_path / "local")
+    same = ("images", "decoded", "failed")
+    assert {name: facts[name] for name in same} == {name: local[name] for name in same}
+    assert facts["new"] == facts["images"] and local["new"] == local["images"], "another place is another file"
+    assert prepare.run(None, root, tmp_path / "out", SMALL, None, said.append)["new"] == 0
+    assert not any("127.0.0.1" in line or "sesame" in line for line in said)
+
+    def pixels(root: storage.Place, csv: Path | None) -> bytes:
+        rows = catalog.build(csv, root).rows
+        decoded = ingest.prepare(
+            rows, catalog.build(csv, root).root, prepare.cache_path(tmp_path / "out", SMALL), SMALL.decode, SMALL.ingest
+        ).rows.sort_values("image_id")
+        return cache.load_pixels(decoded["shard"].tolist(), decoded["position"].to_numpy(), SMALL.decode).tobytes()
+
+    assert pixels(root, None) == pixels(irma.root, irma.csv)
+
+
+def test_a_root_with_a_key_in_it_is_refused_without_telling_it(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--dicom-root") as caught:
+        prepare.run(None, "s3://me:sesame@bucket/set", tmp_path / "out", SMALL, None, print)
+    assert "sesame" not in str(caught.value)
 
 
 def test_the_cache_is_a_uri_as_given_or_an_absolute_path(tmp_path: Path) -> None:

@@ -84,10 +84,10 @@ def test_a_damage_touches_only_the_files_that_it_names_and_is_the_same_each_time
     done = [damage(data, 1) for data in spoilt]
     now = digests(spoilt[0])
     assert done[0] == done[1] and now == digests(spoilt[1])
-    assert spoilt[0].csv.read_bytes() == spoilt[1].csv.read_bytes()
+    assert spoilt[0].table.read_bytes() == spoilt[1].table.read_bytes()
     assert {file for file in {*sound, *now} if sound.get(file) != now.get(file)} <= set(done[0].files)
     links = [path for path in spoilt[0].root.rglob("*") if path.is_symlink()]
-    assert now != sound or links or spoilt[0].csv.read_bytes() != sets[layout].csv.read_bytes()
+    assert now != sound or links or spoilt[0].table.read_bytes() != sets[layout].table.read_bytes()
     for line in done[0].lines:
         assert read_table(spoilt[0]).iloc[line - 2, 0 if layout == "irma" else 1] in done[0].patients
 
@@ -309,7 +309,7 @@ def test_rows_stand_there_without_folder_or_with_an_empty_one(data: SynthSummary
 
 @BOTH
 def test_class_5_stands_in_all_rows_of_one_patient(data: SynthSummary) -> None:
-    column = "density" if data.csv.name == "train.csv" else "Classification"
+    column = "density" if data.table.name == "train.csv" else "Classification"
     done = spoil.class_5(data)
     table = read_table(data)
     assert {int(i) + 2 for i in np.flatnonzero(table[column] == "5")} == set(done.lines)

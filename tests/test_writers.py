@@ -21,7 +21,7 @@ from mammoray.synth import SynthSummary, write
 from mammoray.writers import LAYOUTS
 
 SEED = 5
-PNG_LAYOUTS = ("mamografias", "patches", "classes")
+PNG_LAYOUTS = ("mamografias", "patches", "folders")
 SOURCE = re.compile(r"p_([d-g])_(left|right)_(cc|mlo)\((\d+)\)(?:_([2-9]))?")
 
 
@@ -42,7 +42,7 @@ def features(file: Path) -> dict[str, int]:
 
 
 def metadata(data: SynthSummary) -> list[dict[str, str]]:
-    with data.csv.open(newline="") as stream:
+    with data.table.open(newline="") as stream:
         return list(csv.DictReader(stream))
 
 
@@ -207,11 +207,11 @@ def test_patches_are_squares_of_the_image_that_lie_in_the_breast(shape: tuple[in
 
 
 def test_classes_has_a_folder_per_class_and_names_that_tell_no_patient(sets: dict[str, SynthSummary]) -> None:
-    root = sets["classes"].root
+    root = sets["folders"].root
     assert {p.name for p in root.iterdir()} == set("ABCD")
     names = [p.name for p in root.rglob("*.png")]
     assert len(set(names)) == len(names) == 48 and all(re.fullmatch(r"img_\d{4}\.png", name) for name in names)
-    women = Counter(p.density for p in plan("classes"))
+    women = Counter(p.density for p in plan("folders"))
     assert {folder.name: len(list(folder.iterdir())) for folder in root.iterdir()} == {d: 4 * women[d] for d in "ABCD"}
 
 

@@ -1,0 +1,91 @@
+from pathlib import Path
+
+import pytest
+from pyarrow import fs
+
+from mammoray import storage
+from mammoray.errors import StorageError
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """``root`` with files, an empty folder, links within it and links out of it."""
+    root = tmp_path / "root"
+    for path in ("a/1.dcm", "a/b/2.dcm", "3.dcm"):
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_bytes(path.encode())
+    (root / "empty").mkdir()
+    (tmp_path / "secret.dcm").write_bytes(b"not yours")
+    (root / "inside.dcm").symlink_to(root / "3.dcm")
+    (root / "out.dcm").symlink_to(tmp_path / "secret.dcm")
+    (root / "gone.dcm").symlink_to(root / "nothing.dcm")
+    (root / "round").symlink_to(root)
+    (root / "away").symlink_to(tmp_path)
+    return root
+
+
+def listed(root: str, links: storage.Links = "inside") -> dict[str, str]:
+    return {entry.path: entry.kind for entry in storage.walk(root, links)}
+
+
+def test_a_walk_finds_files_and_empty_folders_and_stays_below_the_root(tree: Path) -> None:
+    assert listed(str(tree)) == {
+        "3.dcm": "file",
+        "a/1.dcm": "file",
+        "a/b/2.dcm": "file",
+        "away": "link out",
+        "empty": "empty folder",
+        "inside.dcm": "file",
+        "out.dcm": "link out",
+    }
+    sizes = {entry.path: entry.size for entry in storage.walk(str(tree)) if entry.kind == "file"}
+    assert sizes["a/b/2.dcm"] == len("a/b/2.dcm")
+
+
+def test_links_to_files_are_followed_on_request_and_links_to_folders_never(tree: Path) -> None:
+    found = listed(str(tree), "follow")
+    assert found["out.dcm"] == "file"
+    assert "away/secret.dcm" not in found and "round/3.dcm" not in found
+
+
+def test_a_root_that_is_a_link_itself_is_no_way_out(tree: Path) -> None:
+    (tree.parent / "door").symlink_to(tree)
+    assert listed(str(tree.parent / "door")) == listed(str(tree))
+
+
+def test_the_same_tree_is_found_on_an_object_store(tree: Path, s3: str) -> None:
+    root = storage.join(s3, "walked")
+    system, base = storage.filesystem(root)
+    for path in ("a/1.dcm", "a/b/2.dcm", "3.dcm"):
+        with system.open_output_stream(f"{base}/{path}") as sink:
+            sink.write(path.encode())
+    found = {entry.path: entry for entry in storage.walk(root)}
+    assert sorted(found) == ["3.dcm", "a/1.dcm", "a/b/2.dcm"]
+    assert found["a/1.dcm"].size == len("a/1.dcm") and found["a/1.dcm"].mtime_ns > 0
+    assert storage.read(storage.join(root, "a/1.dcm"), 3) == b"a/1"
+    assert bytes(storage.content(storage.join(root, "a/b/2.dcm"))) == b"a/b/2.dcm"
+    assert storage.is_folder(root) and not storage.is_folder(storage.join(root, "none"))
+    assert storage.is_file(storage.join(root, "3.dcm")) and not storage.is_file(storage.join(root, "4.dcm"))
+
+
+def test_the_content_of_a_local_file_is_the_file(tree: Path) -> None:
+    for place in (str(tree / "3.dcm"), (tree / "3.dcm").as_uri()):
+        assert bytes(storage.content(place)) == b"3.dcm" == storage.read(place)
+    (tree / "nil").write_bytes(b"")
+    assert storage.content(str(tree / "nil")) == b""
+
+
+def test_what_cannot_be_listed_is_an_error_that_tells_no_secret(tmp_path: Path, s3: str) -> None:
+    with pytest.raises(StorageError, match="--dicom-root"):
+        list(storage.walk(str(tmp_path / "none")))
+    with pytest.raises(StorageError, match=r"s3://none.*credentials") as caught:
+        list(storage.walk(s3.replace("bucket/some/prefix", "none")))
+    assert "127.0.0.1" not in str(caught.value)
+    with pytest.raises(StorageError, match="--csv"):
+        storage.is_file("nothing://x/y")
+
+
+def test_names_are_joined_and_split_behind_the_path_and_before_the_query() -> None:
+    assert storage.split(storage.join("s3://b/p?x=1", "n.csv")) == ("s3://b/p?x=1", "n.csv")
+    assert storage.split(storage.join("/b/p", "n.csv")) == ("/b/p", "n.csv")
+    assert isinstance(storage.filesystem("/tmp")[0], fs.LocalFileSystem)
