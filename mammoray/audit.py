@@ -152,8 +152,12 @@ def why_not_fit(readable_share: float, by_rule: Mapping[str, list[Finding]], min
 def headline(content: Mapping[str, Any]) -> list[str]:
     """What is printed at the end: the verdict, its reasons, and the counts of the findings."""
     total = content["images"] + content["absent"]
+    counts: dict[str, int] = {}
+    for row in content["by_reason"]:  # One reason may have several remedies.
+        kind = f"{row['severity']}: {row['reason']}"
+        counts[kind] = counts.get(kind, 0) + row["count"]
     return [
-        *(f"  {row['severity']}: {row['reason']}: {row['count']:,}" for row in content["by_reason"]),
+        *(f"  {kind}: {count:,}" for kind, count in counts.items()),
         f"readable: {content['readable']:,} of {total:,}",
         "fit" if content["fit"] else "not fit: " + "; ".join(content["why_not"]),
     ]

@@ -166,8 +166,15 @@ def shared_patient(data: pd.DataFrame, grouped_by: str) -> list[Finding]:
     ]
 
 
+def _are_persons(grouped_by: str) -> bool:
+    """Whether a group holds one woman; a group by a number in a file's name may hold several."""
+    return "patient" in grouped_by.lower() or grouped_by == "AccessionNumber"
+
+
 def missing_views(data: pd.DataFrame, grouped_by: str) -> list[Finding]:
     """Patients without all four standard views, as far as rows or headers tell views."""
+    if not _are_persons(grouped_by):
+        return []
     views = pd.DataFrame({"patient_id": data["patient_id"]})
     for name in ("laterality", "view"):
         row = cells(data, name)
@@ -186,6 +193,8 @@ def missing_views(data: pd.DataFrame, grouped_by: str) -> list[Finding]:
 
 def different_labels(data: pd.DataFrame, grouped_by: str) -> list[Finding]:
     """Patients whose images have several densities: a patient has one."""
+    if not _are_persons(grouped_by):
+        return []
     labelled = data[data["label"].isin(DENSITIES)]
     mixed = labelled.groupby("patient_id")["label"].agg(lambda column: sorted(set(column)))
     reason, remedy = (

@@ -11,8 +11,8 @@ import pydicom
 import pytest
 from pydicom import uid
 
-from mammoray import audit, catalog, cli, inventory, relations, rules, scan, tally
-from mammoray.config import AuditConfig
+from mammoray import audit, catalog, cli, inventory, relations, rules, scan, synth, tally
+from mammoray.config import AuditConfig, DataConfig, SynthConfig
 from mammoray.findings import Finding, Severity
 from mammoray.machines import Encoding, Window, make_dicom
 from mammoray.synth import SynthSummary
@@ -41,6 +41,7 @@ class Audited:
     content: dict[str, Any]
     outdir: Path
     status: int
+    source: tuple[Path | None, Path]
 
     def of(self, file: str) -> list[str]:
         """Reasons of the errors and warnings about a file."""
@@ -66,7 +67,7 @@ def spoilt(rsna: SynthSummary, ray_session: None, tmp_path_factory: pytest.TempP
     damages["view_missing"] = spoil.view_missing(data, 20)
     status = run(data, folder / "out", "--pixels", "--quarantine", str(folder / "out" / "quarantine.csv"))
     content = json.loads((folder / "out" / "audit.json").read_text(encoding="utf-8"))
-    return Audited(damages, findings(folder / "out"), content, folder / "out", status)
+    return Audited(damages, findings(folder / "out"), content, folder / "out", status, (data.csv, data.root))
 
 
 @pytest.mark.parametrize(
@@ -444,3 +445,28 @@ def test_a_crash_a_hang_and_an_exception_are_findings_of_their_files(
     assert "none until then" in bad[3]
     assert "TypeError" in bad[5]
     assert [f.image_id for f in rules.unreadable(taken)] == [rows["image_id"][i] for i in accidents]
+
+
+def test_a_set_of_pngs_is_audited_as_one_of_dicoms(ray_session: None, tmp_path: Path) -> None:
+    data = synth.write(tmp_path / "set", SynthConfig(patients=6, layout="mamografias", height=96, width=80), 1)
+    victims = sorted(data.root.rglob("*.png"))
+    victims[0].write_bytes(victims[0].read_bytes()[:-20])
+    number = victims[1].stem.partition("(")[2]
+    twin = next(path for path in victims[2:] if path.stem.partition("(")[2] != number)
+    victims[1].write_bytes(twin.read_bytes())
+    words = ["audit", "--dicom-root", str(data.root), "--outdir", str(tmp_path / "out"), "--pixels"]
+    assert cli.main(words) == 1
+    found = findings(tmp_path / "out")
+    names = [path.relative_to(data.root).as_posix() for path in (*victims[:2], twin)]
+    assert list(found["file"][found["reason"] == "the file cannot be decoded"]) == names[:1]
+    assert set(found["file"][found["reason"].str.endswith("same pixels (leak)")]) == set(names[1:])
+    assert not found["reason"].str.contains("densities|views").any()  # These groups may hold several women.
+    content = json.loads((tmp_path / "out" / "audit.json").read_text(encoding="utf-8"))
+    assert content["counts"]["kinds"] == {"PNG": len(victims)}
+
+
+def test_train_leaves_out_what_the_audit_put_into_quarantine(spoilt: Audited) -> None:
+    rows = catalog.build(*spoilt.source, DataConfig(quarantine=spoilt.outdir / "quarantine.csv")).rows
+    listed = pd.read_csv(spoilt.outdir / "quarantine.csv", dtype=str)
+    assert set(rows["path"]).isdisjoint(listed["path"])
+    assert len(rows) == spoilt.content["images"] - len(listed)
