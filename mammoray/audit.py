@@ -68,9 +68,10 @@ def run(
         table = inventory.take(data.rows, data.root, config, _throttled(say))
     seconds = time.monotonic() - started
     by_rule = {**rules.of_images(table), **relations.between_images(table, data.grouped_by)}
-    findings = (*data.findings, *of_labels(data), *(finding for found in by_rule.values() for finding in found))
+    of_files = tuple(finding for found in by_rule.values() for finding in found)
+    findings = (*data.findings, *of_labels(data), *of_files)
     content = write(findings, outdir, summary(data, table, by_rule, config, seconds))
-    page = auditpage.render(outdir.resolve().name, content, _montage(findings, data.root, config))
+    page = auditpage.render(outdir.resolve().name, content, _montage(of_files, data.root, config))
     (outdir / FILES[2]).write_text(page, encoding="utf-8", newline="\n")
     if source.quarantine is not None:
         say(f"quarantine: {write_quarantine(findings, source.quarantine)} images in {source.quarantine}")
@@ -145,7 +146,7 @@ def why_not_fit(readable_share: float, by_rule: Mapping[str, list[Finding]], min
     for name in relations.LEAKS:
         errors = [finding for finding in by_rule.get(name, []) if finding.severity == "error"]
         if errors:
-            reasons.append(f"{errors[0].reason}: {len(errors)} findings")
+            reasons.append(f"{errors[0].reason}: {len(errors)}")
     return reasons
 
 

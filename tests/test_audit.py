@@ -422,7 +422,7 @@ def test_warnings_alone_leave_a_data_set_fit() -> None:
         }
 
     assert audit.why_not_fit(1.0, found("warning"), 0.95) == []
-    assert audit.why_not_fit(1.0, found("error"), 0.95) == ["r: 1 findings"]
+    assert audit.why_not_fit(1.0, found("error"), 0.95) == ["r: 1"]
     assert audit.why_not_fit(0.9499, {}, 0.95) != []
     assert audit.why_not_fit(0.95, {}, 0.95) == []
 
