@@ -33,6 +33,7 @@ bench: setup
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/fuzz.py
 	$(BIN)/python benchmarks/ingest.py
 	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/split.py
 
 lock: setup
 	$(BIN)/pip install --quiet --disable-pip-version-check uv

@@ -118,13 +118,42 @@ class SplitConfig:
     """Number of equal parts that the patients are dealt into, at least 3; one part tests, one validates, the rest
     train."""
     fold: int = 0
-    """The part that tests, 0 to folds - 1; the next one validates. Run all of them for a K-fold cross-validation."""
+    """The part that tests, 0 to folds - 1; the next one validates. Run all of them for a K-fold cross-validation. With
+    --test-file, the part that validates."""
+    val_share: float | None = None
+    """Hold-out instead of folds: the share of the patients that validates, 0.001 to below 1. With --test-file, a share
+    of the other patients."""
+    test_share: float | None = None
+    """With --val-share, the share of the patients that tests; 0, the default, for no test set."""
+    test_file: Path | None = None
+    """A test set that is fixed once: a CSV with the column patient_id, of which the rows whose fold is test count where
+    it has a column fold, as a split.csv has. All other patients train or validate."""
+    test_patients: Literal["test", "leave_out"] = "test"
+    """What becomes of the patients of --test-file. leave_out: they stay locked away, and the others are dealt into
+    training, validation and test; a cross-validation always does so."""
     split_file: Path | None = None
     """A split.csv of an earlier run to use instead of a new split: columns image_id, patient_id, fold."""
 
     def __post_init__(self) -> None:
+        _require_choices(self)
         _require(self.folds >= 3, "folds", "an integer of at least 3 (train, validation and test)", self.folds)
         _require(0 <= self.fold < self.folds, "fold", f"0 to {self.folds - 1}", self.fold)
+        val, test = self.val_share, self.test_share or 0.0
+        _require(val is None or 0.001 <= val < 1, "val_share", "a share from 0.001 to below 1", val)
+        _require(test == 0 or 0.001 <= test < 1, "test_share", "0, or a share from 0.001 to below 1", test)
+        _require(test + (val or 0.0) <= 0.999, "test_share", "room for training beside the other shares", test)
+        others = {
+            "split_file": ("val_share", "test_share", "test_file"),
+            "test_file": ("test_share",),
+            "val_share": ("fold",),
+        }
+        for name in [n for n in others if getattr(self, n) is not None]:
+            for other in others[name]:
+                ok = getattr(self, other) in (None, 0)
+                _require(ok, other, f"no such setting beside --{name.replace('_', '-')}", getattr(self, other))
+        _require(not test or val is not None, "test_share", "--val-share beside it", test)
+        ok = self.test_patients == "test" or self.test_file is not None
+        _require(ok, "test_patients", "--test-file beside it", self.test_patients)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -16,6 +16,8 @@ import numpy.typing as npt
 import pandas as pd
 import scipy.special
 
+from mammoray.config import CLASS_NAMES
+
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 NAMES = ("accuracy", "balanced_accuracy", "kappa", "f1", "auc")
@@ -106,16 +108,22 @@ def _number(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None
 
 
-def patient_level(patients: pd.Series, labels_N: Ints, p_NK: Floats) -> tuple[pd.Series, Ints, Floats]:
-    """One row per patient: the mean of its images' probabilities, and the class that most of its images have."""
+def patient_level(
+    patients: pd.Series, labels_N: Ints, p_NK: Floats, any_counts: bool = False
+) -> tuple[pd.Series, Ints, Floats]:
+    """One row per patient: the mean of its images' probabilities, and the class that most of its images have.
+
+    With ``any_counts`` it is the highest class that any of them has: a patient with one image of cancer has cancer.
+    """
     codes, names = pd.factorize(patients, sort=True)
     counts = np.zeros((len(names), p_NK.shape[1]))
     np.add.at(counts, (codes, labels_N), 1.0)
     sums = np.zeros_like(counts)
     np.add.at(sums, codes, p_NK)
-    labels = (counts.shape[1] - 1 - counts[:, ::-1].argmax(axis=1)).astype(
-        np.int64
-    )  # On a tie the denser class, as in split.
+    if any_counts:
+        counts = np.minimum(counts, 1)
+    # On a tie the denser class, as in split.
+    labels = (counts.shape[1] - 1 - counts[:, ::-1].argmax(axis=1)).astype(np.int64)
     return pd.Series(names), labels, sums / np.bincount(codes)[:, None]
 
 
@@ -189,7 +197,7 @@ def judge(predictions: pd.DataFrame, class_names: tuple[str, ...], resamples: in
     for fold, rows in predictions.groupby("fold", sort=True):
         labels = rows["label"].map({name: k for k, name in enumerate(class_names)}).to_numpy(dtype=np.int64)
         p_NK = rows[[f"p_{name}" for name in class_names]].to_numpy(dtype=np.float64)
-        of_patients = patient_level(rows["patient_id"], labels, p_NK)
+        of_patients = patient_level(rows["patient_id"], labels, p_NK, class_names == CLASS_NAMES["cancer"])
         folds[str(fold)] = {
             "image": summarise(rows["patient_id"], labels, p_NK, class_names, resamples, seed),
             "patient": summarise(*of_patients, class_names, resamples, seed),

@@ -1,8 +1,8 @@
 """Rows of the layouts that have no table: folders of images, with a ``featureS.txt`` or named by their class.
 
 None of them knows its patients, and no rule can find them again. The number in the brackets of a file's name is the
-index of a woman's image in its folder or, for patches, of the image that it was cut from: images with the same number
-stay together (:func:`mammoray.readers.weak_group`), and every result says that it may leak.
+index of a woman's image in its folder or, for patches, of the image that it was cut from: images with the same letter
+and number stay together (:func:`mammoray.readers.weak_group`), and every result says that it may leak.
 """
 
 from __future__ import annotations
@@ -48,9 +48,14 @@ def _listed(tree: Tree, features: list[str], images: set[str]) -> Rows:
             file = _image(known, f"{folder}/{name}" if folder else name)
             records.append({"label": label, "line": line, "path": file})
     frame = _frame(records)
-    leak = _LEAK.format(groups="images are grouped by the number in their names")
+    leak = _LEAK.format(groups="images are grouped by the letter and number in their names")
     return Rows(
-        frame=frame, tree=tree, grouped_by="number in the file's name", findings=findings, limits=(leak,), leak=leak
+        frame=frame,
+        tree=tree,
+        grouped_by="letter and number in the file's name",
+        findings=findings,
+        limits=(leak,),
+        leak=leak,
     )
 
 

@@ -50,6 +50,7 @@ def run(source: Source, config: Config, scale: Scale, say: Say = print) -> dict[
     outdir = source.outdir
     data = prepare.read_catalog(source.csv, source.dicom_root, config, say)
     parts = split.make(data.rows, config.split, config.classes, config.seed)
+    _require_test(parts)
     files = cache.file_keys(data.rows, data.root)[data.rows["label"].notna()]
     identity = configs.digest(_what_counts(config), parts.digest, sorted(files))
     if _claim(outdir, identity):
@@ -61,6 +62,8 @@ def run(source: Source, config: Config, scale: Scale, say: Say = print) -> dict[
         + ", ".join(f"{fold} {n['patients']}" for fold, n in split.counts(parts, data.rows)["folds"].items())
         + f" {_groups(data)}"
     )
+    for note in parts.notes:
+        say(f"split: {note}")
     _write_inputs(outdir, config, data, parts)
     started = datetime.now(timezone.utc)
     # Only now: whatever is wrong with the paths, the table or the split is said before Ray takes its seconds to start.
@@ -70,6 +73,13 @@ def run(source: Source, config: Config, scale: Scale, say: Say = print) -> dict[
         decoded = _decode(source, config, data, say)
         inputs = _Inputs(data, parts, decoded, identity, started, time.monotonic() - begun)
         return _train_and_judge(source, config, scale, say, inputs)
+
+
+def _require_test(parts: split.Split) -> None:
+    """The metrics and the report of a run are those of its test set."""
+    if not (parts.rows["fold"] == "test").any():
+        remedy = "Give --test-share or --test-file, or leave --val-share out."
+        raise ConfigError("--val-share", "a test set to judge the model on", "none", remedy)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +101,9 @@ def _what_counts(config: Config) -> dict[str, Any]:
     plain = configs.to_dict(config)
     plain["ingest"], plain["data"] = {}, {}  # What they lead to is in the split and the files.
     plain["train"].pop("max_failures")
-    plain["split"].pop("split_file", None)
+    # Which patients stand in these files is in the split's digest.
+    for name in ("split_file", "test_file"):
+        plain["split"].pop(name, None)
     return plain
 
 
@@ -153,10 +165,7 @@ def _write_inputs(outdir: Path, config: Config, data: catalog.Catalog, parts: sp
     (outdir / "config.toml").write_text(configs.to_toml(config), encoding="utf-8")
     folds = parts.rows.set_index("image_id")["fold"]
     data.rows.assign(fold=data.rows["image_id"].map(folds)).to_parquet(outdir / "catalog.parquet", index=False)
-    parts.rows.to_csv(outdir / "split.csv", index=False)
-    _write_json(
-        outdir / "split.json", {"digest": parts.digest, "grouped_by": data.grouped_by, **split.counts(parts, data.rows)}
-    )
+    split.save(parts, outdir, data.rows, data.grouped_by)
 
 
 def _decode(source: Source, config: Config, data: catalog.Catalog, say: Say) -> ingest.Decoded:
@@ -212,7 +221,7 @@ def _train_and_judge(source: Source, config: Config, scale: Scale, say: Say, inp
         },
         "split_digest": inputs.parts.digest,
         "device": "cuda" if gpu else "cpu",
-        "limits": [*inputs.data.limits, *_absent(inputs.parts, config)],
+        "limits": [*inputs.data.limits, *inputs.parts.notes, *_absent(inputs.parts, config)],
     }
     # The report reads run.json; only after it is there may the run be called finished.
     _write_json(outdir / "run.json", {**facts, "finished": False})
@@ -275,6 +284,8 @@ def _spread(rows: pd.DataFrame, count: int) -> list[int]:
 def crossval(source: Source, config: Config, scale: Scale, say: Say = print) -> dict[str, Any]:
     """Run every fold of the split, each in its own folder, and judge the test predictions of all together.
 
+    Patients of ``--test-file`` take no part in it: neither training, validation nor test of any fold.
+
     Returns
     -------
     dict
@@ -287,9 +298,11 @@ def crossval(source: Source, config: Config, scale: Scale, say: Say = print) -> 
     RunFolderError
         The output folder holds something other than these folds.
     """
-    if config.split.split_file is not None or config.split.fold != 0:
-        flag = "--fold" if config.split.split_file is None else "--split-file"
-        raise ConfigError(flag, "no such setting: every fold is run in turn", "one", f"Leave {flag} out, or use train.")
+    for name in ("split_file", "val_share", "fold"):
+        if getattr(config.split, name) not in (None, 0):
+            flag = "--" + name.replace("_", "-")
+            remedy = f"Leave {flag} out, or use train."
+            raise ConfigError(flag, "no such setting: every fold is run in turn", "one", remedy)
     own = {*(f"fold-{fold}" for fold in range(config.split.folds)), "predictions.parquet", "metrics.json"}
     other = sorted(path.name for path in source.outdir.glob("*") if path.name not in own and path.suffix != ".partial")
     if other:
@@ -309,9 +322,10 @@ def _test_fold(source: Source, config: Config, scale: Scale, say: Say, fold: int
     """Run one fold in its own folder; returns its test predictions."""
     say(f"fold {fold} of {config.split.folds}")
     part = Source(csv=source.csv, dicom_root=source.dicom_root, outdir=source.outdir / f"fold-{fold}")
+    locked = "test" if config.split.test_file is None else "leave_out"
     changed = configs.replace(
         config,
-        split=configs.replace(config.split, fold=fold),
+        split=configs.replace(config.split, fold=fold, test_patients=locked),
         ingest=configs.replace(config.ingest, cache=prepare.cache_path(source.outdir, config)),
     )
     run(part, changed, scale, say)

@@ -377,16 +377,22 @@ def _weak(key: str) -> str:
 def weak_group(path: str) -> str:
     """The strictest group that a file's name shows where no patient is known.
 
-    The number in its brackets, whatever the folder and the rest of the name, because one woman's images carry the same
-    number in folders per side and view; the file itself where there is none.
+    The name up to the number in its brackets, without side and view: one woman's images carry the same number in the
+    folders of her sides and views. The letter in front stays, as it is the density, and a woman has one. The file
+    itself where there is no such number.
 
     Examples
     --------
-    >>> weak_group("DleftCC/d_left_cc (10).png"), weak_group("p_d_left_cc(10)_3.png"), weak_group("A/7.png")
-    ('(10)', '(10)', 'A/7.png')
+    >>> weak_group("DleftCC/d_left_cc (10).png"), weak_group("DrightMLO/d_right_mlo (10).png")
+    ('d(10)', 'd(10)')
+    >>> weak_group("p_d_left_cc(10)_3.png"), weak_group("A/7.png")
+    ('p_d(10)', 'A/7.png')
     """
-    number = re.findall(r"\((\d+)\)", storage.split(path)[1])
-    return f"({int(number[-1])})" if number else path
+    found = re.match(r"(.*?)[ _]*\((\d+)\)", storage.split(path)[1].lower())
+    if found is None:
+        return path
+    kind = re.sub(r"[ _]*(left|right|cc|mlo|ml|lm)(?=[ _]|$)", "", found[1])
+    return f"{kind}({int(found[2])})"
 
 
 def _below(given: str, tree: Tree) -> str | None:

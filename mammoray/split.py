@@ -1,239 +1,233 @@
 """Patient to fold: the one split rule, used by a laptop, a cluster, every trial and every test.
 
-The rule: the patients of each class stand in the order of ``sha256(seed, patient_id)``; the k-th of ``folds`` equal
-parts of that order is part k. Guarantees:
+A patient's class is the commonest of its labels, the denser one on a tie; one image with cancer makes it ``cancer``.
+The patients stand in the order of ``sha256(seed, patient_id)`` and are dealt by :mod:`mammoray.deal`, class by class,
+and in a class by site and machine. Guarantees:
 
-- all images of a patient are in one fold (a patient's class is the commonest of its labels, the denser one on a tie);
-- in every class, parts differ by at most one patient, and so do the totals up to one patient a class;
-- the result depends on the seed and on the set of (image_id, patient_id, label) alone: not on the order of rows, on the
-  number of workers, on the machine, or on ``--classes``;
-- one patient more moves at most ``folds - 1`` others of its class, those at the borders between parts.
+- all images of a patient are in one fold, and every labelled image is in one;
+- in every class, parts differ by at most one patient (hold-out: each is less than one from its share);
+- images of a class are then brought as close to the shares as swaps of patients can; in cells of a class, site and
+  machine, parts stay within two patients of their shares, within one where images do not ask for more;
+- the result depends on the seed and on the set of (image_id, patient_id, label, site_id, machine_id) alone: not on the
+  order of rows and columns, the number of workers, the machine, or ``--classes binary``;
+- one patient more moves at most :func:`mammoray.deal.bound` others.
 
-scikit-learn's ``StratifiedGroupKFold`` also groups and stratifies, but depends on the order of rows, and a new patient
-can move all others.
+scikit-learn's ``StratifiedGroupKFold`` also groups and stratifies, but depends on the order of rows, its seed decides
+only between patients with equally many images, and a new patient moves most others.
 """
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+import math
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
-from mammoray.config import CLASS_NAMES, Classes, SplitConfig
-from mammoray.errors import LeakError, SplitError
-from mammoray.labels import DENSITIES, class_index
+from mammoray import deal
+from mammoray.config import CLASS_NAMES, LABELS, Classes, SplitConfig
+from mammoray.errors import SplitError
+from mammoray.labels import class_index
+from mammoray.splitfile import FOLDS, Split, check, counts, digest, load, locked_patients, save, verify
 
-FOLDS = ("train", "val", "test")
-COLUMNS = ("image_id", "patient_id", "label", "fold")
-_NAMED = 10
+__all__ = ["FOLDS", "Split", "check", "counts", "digest", "load", "make", "save", "verify"]
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Split:
-    """A checked split.
-
-    Attributes
-    ----------
-    rows : pandas.DataFrame
-        ``image_id, patient_id, label, fold`` of every labelled image, sorted by ``image_id``; fold is train, val or
-        test.
-    digest : str
-        16 hex digits; equal exactly when the rows are.
-    """
-
-    rows: pd.DataFrame
-    digest: str
+_CELL = ("site_id", "machine_id")
+_SHARES = 10_000
 
 
-def make(rows: pd.DataFrame, config: SplitConfig, classes: Classes, seed: int) -> Split:
+def make(rows: pd.DataFrame | pa.Table, config: SplitConfig, classes: Classes, seed: int) -> Split:
     """Split the labelled rows of a catalog; rows without a label are left out.
 
     Parameters
     ----------
-    rows : pandas.DataFrame
-        With ``image_id``, ``patient_id`` and ``label`` (A to D or missing), in any order.
+    rows : pandas.DataFrame or pyarrow.Table
+        With ``image_id``, ``patient_id`` and ``label`` (A to D; ``negative`` or ``cancer``; missing), in any order;
+        and ``site_id`` and ``machine_id`` where they are known.
     config : SplitConfig
-        Number of parts, the part that tests, or a file with a finished split.
-    classes : {"density", "binary"}
-        Decides only which classes have to have enough patients.
+        Folds, shares, a fixed test set, or a file with a finished split.
+    classes : {"density", "binary", "cancer"}
+        Which labels there are. Density and binary have one split; they differ in which classes have to have enough
+        patients.
     seed : int
         Another seed gives another split.
 
     Raises
     ------
     SplitError
-        A class has too few patients, or a loaded split does not fit the data.
+        A class has too few patients, the rows cannot be split, or a file does not fit them.
     LeakError
         A loaded split has a patient in two folds.
     """
-    labelled = rows.loc[rows["label"].notna(), ["image_id", "patient_id", "label"]].sort_values(
-        "image_id", ignore_index=True
-    )
-    if labelled.empty:
-        raise SplitError(
-            "the catalog",
-            "images with a density label",
-            f"{len(rows)} images without one",
-            "Check the label column of --csv.",
-        )
+    labelled = _labelled(rows, classes)
     if config.split_file is not None:
-        folds = _load(config.split_file, labelled)
-    else:
-        folds = labelled["patient_id"].map(_deal(_class_of_patient(labelled), config, classes, seed))
-    result = labelled.assign(fold=folds)
-    check(result)
-    _check_classes(result, classes)
-    return Split(rows=result, digest=digest(result))
+        return _from_file(labelled, config.split_file, classes)
+    if config.test_file is None:
+        return _finish(labelled, _deal(labelled, config, classes, seed), classes)
+    locked = locked_patients(config.test_file)
+    return _around(labelled, locked, config, classes, seed)
 
 
-def _class_of_patient(labelled: pd.DataFrame) -> pd.Series:
-    """Density letter of each patient, indexed by patient_id."""
-    counts = (
-        labelled.groupby(["patient_id", "label"])
-        .size()
-        .unstack(fill_value=0)
-        .reindex(columns=list(DENSITIES), fill_value=0)
-    )
-    # idxmax takes the first maximum: reversed columns make it the denser class, which is the rarer mistake to lose.
-    return counts[list(reversed(DENSITIES))].idxmax(axis=1)
+def _labelled(rows: pd.DataFrame | pa.Table, classes: Classes) -> pd.DataFrame:
+    """The labelled rows as text, sorted by image, site and machine blank where they are not known."""
+    table = rows.to_pandas() if isinstance(rows, pa.Table) else rows
+    columns = ["image_id", "patient_id", "label", *(name for name in _CELL if name in table)]
+    labelled = table.loc[table["label"].notna().to_numpy(), columns]
+    _require_rows(labelled, len(table), classes)
+    labelled = labelled.assign(**{name: labelled[name].astype("string").fillna("") for name in columns[3:]}).astype(str)
+    absent = {name: "" for name in _CELL if name not in table}
+    return labelled.assign(**absent).sort_values("image_id", ignore_index=True)
+
+
+def _require_rows(labelled: pd.DataFrame, images: int, classes: Classes) -> None:
+    if labelled.empty:
+        found = f"{images} images without one"
+        raise SplitError("the catalog", "images with a label", found, "Check the label column of --csv.")
+    unknown = sorted({str(label) for label in labelled["label"].unique()} - set(LABELS[classes]))
+    if unknown:
+        remedy = "Use the --classes of these labels."
+        raise SplitError("the catalog: label", ", ".join(LABELS[classes]), ", ".join(unknown[:10]), remedy)
+    blank = int((labelled["patient_id"].isna() | (labelled["patient_id"].astype(str) == "")).sum())
+    if blank:
+        found, remedy = f"{blank} labelled images without one", "Fill it in, or remove these rows."
+        raise SplitError("the catalog: patient_id", "the patient of every labelled image", found, remedy)
+    repeated = labelled.loc[labelled.duplicated("image_id"), "image_id"]
+    if len(repeated):
+        found = f"{len(repeated)} repeated, such as {repeated.iloc[0]}"
+        raise SplitError("the catalog: image_id", "every image once", found, "Remove the copies.")
+
+
+def _from_file(labelled: pd.DataFrame, path: Path, classes: Classes) -> Split:
+    given = load(path)
+    verify(labelled, given, str(path))
+    folds = given.rows.set_index("image_id")["fold"]
+    return _finish(labelled, labelled["image_id"].map(folds), classes)
+
+
+def _around(labelled: pd.DataFrame, locked: set[str], config: SplitConfig, classes: Classes, seed: int) -> Split:
+    """Deal the patients that are not locked into the test set."""
+    inside = labelled["patient_id"].isin(locked)
+    present = labelled.loc[inside, "patient_id"].nunique()
+    where = str(config.test_file)
+    if not present:
+        found = f"none of its {len(locked)} patients among them"
+        raise SplitError(where, "test patients with labelled images in these data", found, "Check --test-file.")
+    others = labelled[~inside]
+    if others.empty:
+        raise SplitError(where, "patients left to train and validate with", "none", "Shorten --test-file.")
+    absent = len(locked) - present
+    notes = (f"{absent} of the {len(locked)} patients of --test-file have no labelled image in these data.",)
+    folds = _deal(others, config, classes, seed)
+    if config.test_patients == "leave_out":
+        left_out = {"images": int(inside.sum()), "patients": int(present)}
+        said = f"{present} patients of --test-file take no part."
+        return _finish(others, folds, classes, notes=(*notes[: bool(absent)], said), left_out=left_out)
+    every = pd.Series("test", index=labelled.index)
+    every[others.index] = folds
+    return _finish(labelled, every, classes, notes=notes[: bool(absent)], required=("train", "val"))
+
+
+def _finish(
+    labelled: pd.DataFrame,
+    folds: pd.Series,
+    classes: Classes,
+    *,
+    notes: tuple[str, ...] = (),
+    left_out: dict[str, int] | None = None,
+    required: tuple[str, ...] = FOLDS,
+) -> Split:
+    rows = labelled[["image_id", "patient_id", "label"]].assign(fold=folds).reset_index(drop=True)
+    check(rows)
+    lacking = _check_classes(rows, classes, required)
+    return Split(rows=rows, digest=digest(rows), notes=(*notes, *lacking), left_out=left_out)
+
+
+def _deal(labelled: pd.DataFrame, config: SplitConfig, classes: Classes, seed: int) -> pd.Series:
+    """Fold of each row."""
+    names, weights = _parts(config)
+    code_R, patients = pd.factorize(labelled["patient_id"])
+    rank_P = np.argsort(np.argsort([_order_key(seed, str(patient)) for patient in patients]))
+    of_R = rank_P[code_R]
+    images_PL = np.zeros((len(patients), len(LABELS[classes])), dtype=np.int64)
+    label_R = labelled["label"].map({label: i for i, label in enumerate(LABELS[classes])}).to_numpy(dtype=np.int64)
+    np.add.at(images_PL, (of_R, label_R), 1)
+    class_P = _class_of(images_PL, classes)
+    _check_enough(class_P, config, classes, len(weights))
+    part_P = deal.deal(class_P, _cell_of(labelled, of_R), images_PL, weights)
+    return pd.Series(np.array(names, dtype=object)[part_P[of_R]], index=labelled.index)
+
+
+def _parts(config: SplitConfig) -> tuple[list[str], list[int]]:
+    """Fold and weight of each part that the patients are dealt into."""
+    dealt = FOLDS if config.test_file is None or config.test_patients == "leave_out" else FOLDS[:2]
+    if config.val_share is not None:
+        val, test = (round(share * _SHARES) for share in (config.val_share, config.test_share or 0))
+        weights = {"train": _SHARES - val - test, "val": val, "test": test}
+        given = {fold: weights[fold] for fold in dealt if weights[fold]}
+        divisor = math.gcd(*given.values())
+        return list(given), [weight // divisor for weight in given.values()]
+    names = ["train"] * config.folds
+    for offset, fold in enumerate(reversed(dealt[1:])):  # The part after the one that tests validates.
+        names[(config.fold + offset) % config.folds] = fold
+    return names, [1] * config.folds
 
 
 def _order_key(seed: int, patient_id: str) -> str:
     return hashlib.sha256(f"{seed}:{patient_id}".encode()).hexdigest()
 
 
-def _deal(of_patient: pd.Series, config: SplitConfig, classes: Classes, seed: int) -> dict[str, str]:
-    _check_enough(of_patient, config, classes)
-    names = {config.fold: "test", (config.fold + 1) % config.folds: "val"}
-    folds: dict[str, str] = {}
-    for stagger, letter in enumerate(DENSITIES):
-        patients = sorted((str(p) for p in of_patient.index[of_patient == letter]), key=lambda p: _order_key(seed, p))
-        # The stagger spreads the remainders of the classes over different parts; integers keep it exact everywhere.
-        width = len(patients) * len(DENSITIES)
-        for rank, patient in enumerate(patients):
-            part = (rank * len(DENSITIES) + stagger) * config.folds // width
-            folds[patient] = names.get(part, "train")
-    return folds
+def _class_of(images_PL: deal.Ints, classes: Classes) -> deal.Ints:
+    """Class of each patient, as an index of its label."""
+    if classes == "cancer":
+        return np.asarray((images_PL[:, 1] > 0).astype(np.int64))
+    # argmax takes the first maximum: reversed columns make it the denser class, which is the rarer mistake to lose.
+    return np.asarray(images_PL.shape[1] - 1 - images_PL[:, ::-1].argmax(axis=1))
 
 
-def _check_enough(of_patient: pd.Series, config: SplitConfig, classes: Classes) -> None:
-    counts = np.bincount(class_index(of_patient, classes))
-    few = {_class_name(i, classes): int(n) for i, n in enumerate(counts) if 0 < n < config.folds}
+def _cell_of(labelled: pd.DataFrame, of_R: deal.Ints) -> deal.Ints:
+    """Cell of each patient: the commonest site and machine of its images, the first by name on a tie."""
+    cell_R = labelled.groupby(list(_CELL), sort=True).ngroup().to_numpy()
+    pairs = pd.DataFrame({"patient": of_R, "cell": cell_R}).value_counts().reset_index()
+    pairs = pairs.sort_values(["patient", "count", "cell"], ascending=[True, False, True]).drop_duplicates("patient")
+    return np.asarray(pairs["cell"].to_numpy(dtype=np.int64))
+
+
+def _check_enough(class_P: deal.Ints, config: SplitConfig, classes: Classes, parts: int) -> None:
+    index = class_P // 2 if classes == "binary" else class_P
+    few = {CLASS_NAMES[classes][i]: int(n) for i, n in enumerate(np.bincount(index)) if 0 < n < parts}
     if few:
-        smallest = min(few.values())
-        remedy = (
-            f"Use --folds {smallest}." if smallest >= 3 else "Add patients, remove the class, or use --classes binary."
-        )
+        given = f"--folds {config.folds}" if config.val_share is None else f"{parts} (training and the shares)"
         found = ", ".join(f"{n} of class {name}" for name, n in few.items())
-        raise SplitError("the split", f"at least --folds {config.folds} patients of every class", found, remedy)
+        remedy = _possible(min(few.values()), np.bincount(class_P, minlength=4), config, classes, parts)
+        raise SplitError("the split", f"at least {given} patients of every class", found, remedy)
 
 
-def _class_name(index: int, classes: Classes) -> str:
-    return CLASS_NAMES[classes][index]
+def _possible(smallest: int, sizes_L: deal.Ints, config: SplitConfig, classes: Classes, parts: int) -> str:
+    ways = []
+    if config.val_share is None and smallest >= 3:
+        ways.append(f"--folds {smallest}")
+    if config.val_share is not None and smallest == parts - 1 == 2:
+        ways.append("--val-share without --test-share")
+    merged = [int(n) for n in (sizes_L[:2].sum(), sizes_L[2:].sum()) if n]
+    if classes == "density" and min(merged) >= parts:
+        ways.append("--classes binary")
+    return f"Use {' or '.join(ways)}." if ways else "Add patients of this class, or remove it from the data."
 
 
-def check(rows: pd.DataFrame) -> None:
-    """Refuse a split in which a patient stands in more than one fold.
-
-    Parameters
-    ----------
-    rows : pandas.DataFrame
-        With ``patient_id`` and ``fold``.
-
-    Raises
-    ------
-    LeakError
-        Names the patients.
-    """
-    folds = (
-        rows.drop_duplicates(["patient_id", "fold"])
-        .sort_values(["patient_id", "fold"])
-        .groupby("patient_id")["fold"]
-        .agg(list)
-    )
-    leaks = folds[folds.map(len) > 1]
-    if len(leaks):
-        named = "; ".join(f"{patient} in {' and '.join(where)}" for patient, where in leaks.head(_NAMED).items())
-        more = f"; and {len(leaks) - _NAMED} more" if len(leaks) > _NAMED else ""
-        raise LeakError(
-            "the split",
-            "every patient in one fold",
-            f"{len(leaks)} patients in several: {named}{more}",
-            "Move each to one fold.",
-        )
-
-
-def _check_classes(rows: pd.DataFrame, classes: Classes) -> None:
+def _check_classes(rows: pd.DataFrame, classes: Classes, required: tuple[str, ...]) -> tuple[str, ...]:
+    """Refuse a fold that lacks a class of the data; of a fold that is not required, only say it. Empty folds pass."""
     present = class_index(rows["label"], classes)
+    notes = []
     for fold in FOLDS:
-        missing = sorted(set(present) - set(present[(rows["fold"] == fold).to_numpy()]))
-        if missing:
-            names = ", ".join(_class_name(int(i), classes) for i in missing)
-            raise SplitError(
-                f"fold {fold}",
-                "images of every class in the data",
-                f"none of class {names}",
-                "Choose fewer --folds, another --seed, or correct --split-file.",
-            )
-
-
-def _load(path: Path, labelled: pd.DataFrame) -> pd.Series:
-    try:
-        given = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        raise SplitError(str(path), "a split.csv", f"{type(error).__name__}", "Check --split-file.") from error
-    missing = [name for name in ("image_id", "patient_id", "fold") if name not in given.columns]
-    if missing:
-        raise SplitError(
-            f"{path}: header", "the columns image_id, patient_id, fold", ", ".join(given.columns), "Check --split-file."
-        )
-    unknown = sorted(set(given["fold"]) - set(FOLDS))
-    if unknown:
-        raise SplitError(f"{path}: fold", ", ".join(FOLDS), ", ".join(map(repr, unknown)), "Correct the file.")
-    check(given)
-    repeated = given[given.duplicated("image_id")]
-    merged = labelled.merge(given, on="image_id", how="outer", suffixes=("", "_given"), indicator=True)
-    problems = {
-        "repeated in the file": repeated["image_id"],
-        "in the data only": merged.loc[merged["_merge"] == "left_only", "image_id"],
-        "in the file only": merged.loc[merged["_merge"] == "right_only", "image_id"],
-        "with another patient": merged.loc[
-            (merged["_merge"] == "both") & (merged["patient_id"] != merged["patient_id_given"]), "image_id"
-        ],
-    }
-    found = [f"{len(ids)} images {what} ({', '.join(ids.head(3))}, ...)" for what, ids in problems.items() if len(ids)]
-    if found:
-        raise SplitError(
-            str(path),
-            "a split of exactly these images",
-            "; ".join(found),
-            "Use the split of these data, or make a new one.",
-        )
-    return labelled["image_id"].map(given.set_index("image_id")["fold"])
-
-
-def digest(rows: pd.DataFrame) -> str:
-    """Digest of a split, independent of the order of rows: 16 hex digits of SHA-256 over its sorted lines."""
-    lines = sorted("\t".join(map(str, line)) for line in rows[list(COLUMNS)].itertuples(index=False))
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
-
-
-def counts(split: Split, catalog_rows: pd.DataFrame) -> dict[str, dict[str, Any]]:
-    """Images and patients per fold and class, and of the unlabelled rows: the body of split.json."""
-    by_fold = {
-        fold: {
-            **_count(part),
-            "classes": {letter: _count(part[part["label"] == letter]) for letter in DENSITIES},
-        }
-        for fold in FOLDS
-        for part in [split.rows[split.rows["fold"] == fold]]
-    }
-    return {"folds": by_fold, "unlabelled": _count(catalog_rows[catalog_rows["label"].isna()])}
-
-
-def _count(rows: pd.DataFrame) -> dict[str, int]:
-    return {"images": len(rows), "patients": int(rows["patient_id"].nunique())}
+        inside = (rows["fold"] == fold).to_numpy()
+        missing = sorted(set(present) - set(present[inside]))
+        if not missing or (fold == "test" and not inside.any()):
+            continue
+        names = ", ".join(CLASS_NAMES[classes][int(i)] for i in missing)
+        if fold in required:
+            remedy = "Choose fewer --folds, larger shares, another --seed, or correct --split-file."
+            raise SplitError(f"fold {fold}", "images of every class in the data", f"none of class {names}", remedy)
+        notes.append(f"The fixed {fold} set has no image of class {names}.")
+    return tuple(notes)

@@ -91,3 +91,14 @@ def test_judge_keeps_folds_apart() -> None:
     assert set(judged["folds"]) == {"val", "test"}
     assert np.array(judged["folds"]["test"]["image"]["confusion"]).sum() == 20
     assert judged["folds"]["val"]["image"]["accuracy"]["value"] == pytest.approx((p.argmax(1) == labels)[::2].mean())
+
+
+def test_a_patient_has_the_density_of_most_images_and_cancer_where_one_has_it() -> None:
+    patients, labels = pd.Series(list("aaab")), np.array([0, 0, 1, 0])
+    p = np.full((4, 2), 0.5)
+    assert evaluate.patient_level(patients, labels, p)[1].tolist() == [0, 0]
+    assert evaluate.patient_level(patients, labels, p, any_counts=True)[1].tolist() == [1, 0]
+    rows = pd.DataFrame({"patient_id": patients, "fold": "test", "p_negative": 0.5, "p_cancer": 0.5})
+    rows["label"] = np.array(["negative", "cancer"])[labels]
+    judged = evaluate.judge(rows, ("negative", "cancer"), 0, 0)
+    assert judged["folds"]["test"]["patient"]["confusion"] == [[1, 0], [1, 0]]

@@ -17,13 +17,14 @@ def test_mamografias_takes_labels_from_class_lines_and_side_and_view_from_names(
     assert rows[["path", "label", "laterality", "view"]].to_numpy().tolist() == [
         ["DleftCC/d_left_cc (1).png", "A", "L", "CC"],
         ["DleftCC/d_left_cc (10).png", "A", "L", "CC"],
+        ["DrightMLO/d_right_mlo (10).png", "A", "R", "MLO"],
         ["GrightMLO/g_right_mlo (10).png", "D", "R", "MLO"],
     ]
 
 
 def test_the_same_index_in_several_folders_is_one_group_and_results_may_leak(tmp_path: Path) -> None:
     data = build(trees.mamografias(tmp_path))
-    assert list(data.rows["patient_id"]) == ["(1)", "(10)", "(10)"]
+    assert list(data.rows["patient_id"]) == ["d(1)", "d(10)", "d(10)", "g(10)"]
     assert data.leak is not None and data.leak in data.limits
 
 
@@ -31,9 +32,9 @@ def test_all_patches_of_one_source_image_are_one_group(tmp_path: Path) -> None:
     data = build(trees.patches(tmp_path))
     assert data.layout == "patches"
     assert dict(zip(data.rows["path"], data.rows["patient_id"], strict=True)) == {
-        "p_d_left_cc(10)_1.png": "(10)",
-        "p_d_left_cc(10)_2.png": "(10)",
-        "p_g_right_mlo(7).png": "(7)",
+        "p_d_left_cc(10)_1.png": "p_d(10)",
+        "p_d_left_cc(10)_2.png": "p_d(10)",
+        "p_g_right_mlo(7).png": "p_g(7)",
     }
     assert list(data.rows["label"]) == ["A", "A", "D"]
     assert data.leak is not None

@@ -171,6 +171,13 @@ class TestBadInput:
             run(copy, tmp_path / "run")
         assert not (tmp_path / "run").exists()
 
+    def test_a_hold_out_without_a_test_set_is_an_error_before_anything_is_decoded(
+        self, copy: SynthSummary, tmp_path: Path
+    ) -> None:
+        with pytest.raises(ConfigError, match="--test-share or --test-file"):
+            run(copy, tmp_path / "run", replace(SMALL, split=replace(SMALL.split, val_share=0.3)))
+        assert not (tmp_path / "run").exists()
+
     def test_no_error_leaves_a_folder_that_stands_in_the_way(self, copy: SynthSummary, tmp_path: Path) -> None:
         self.spoil(copy, 12)
         for _ in range(2):
@@ -194,13 +201,20 @@ class TestBadInput:
             run(replace(copy, csv=tmp_path / "none.csv"), tmp_path / "run")
 
 
-def test_crossval_tests_every_patient_once(irma: SynthSummary, tmp_path: Path) -> None:
-    config = replace(SMALL, split=replace(SMALL.split, folds=3), train=replace(SMALL.train, epochs=1), classes="binary")
+def test_crossval_tests_every_patient_once_and_those_of_a_fixed_test_set_never(
+    irma: SynthSummary, tmp_path: Path
+) -> None:
+    everybody = pd.read_csv(irma.csv, dtype=str).query("Classification != '5'")
+    locked = everybody["AccessionNumber"].iloc[[2, 7]].tolist()
+    (tmp_path / "locked.csv").write_text("\n".join(["patient_id", *locked]) + "\n")
+    parts = replace(SMALL.split, folds=3, test_file=tmp_path / "locked.csv")
+    config = replace(SMALL, split=parts, train=replace(SMALL.train, epochs=1), classes="binary")
     source = pipeline.Source(csv=irma.csv, dicom_root=irma.root, outdir=tmp_path / "cv")
     metrics = pipeline.crossval(source, config, Scale(), lambda line: None)
     predictions = pd.read_parquet(tmp_path / "cv" / "predictions.parquet")
     rows = pd.read_csv(tmp_path / "cv" / "fold-0" / "split.csv", dtype=str)
     assert sorted(predictions["image_id"]) == sorted(rows["image_id"])
+    assert set(predictions["patient_id"]) == set(everybody["AccessionNumber"]) - set(locked)
     assert metrics["folds"]["test"]["image"]["n"] == len(rows)
     digests = {json.loads((tmp_path / "cv" / f"fold-{k}" / "run.json").read_text())["split_digest"] for k in range(3)}
     assert len(digests) == 3
@@ -211,9 +225,9 @@ class TestCrossvalRefuses:
         return pipeline.Source(csv=data.csv, dicom_root=data.root, outdir=outdir)
 
     def test_a_single_split_or_fold(self, irma: SynthSummary, tmp_path: Path) -> None:
-        for setting in ({"fold": 1}, {"split_file": tmp_path / "split.csv"}):
+        for setting in ({"fold": 1}, {"split_file": tmp_path / "split.csv"}, {"val_share": 0.2}):
             config = replace(SMALL, split=replace(SMALL.split, **setting))
-            with pytest.raises(ConfigError, match=r"--fold|--split-file"):
+            with pytest.raises(ConfigError, match=r"--fold|--split-file|--val-share"):
                 pipeline.crossval(self.source(irma, tmp_path / "cv"), config, Scale(), lambda line: None)
 
     def test_the_folder_of_a_run(self, irma: SynthSummary, finished_run: FinishedRun) -> None:

@@ -87,10 +87,19 @@ def study(root: Path, rows: Iterable[str] | None = None) -> Path:
 
 
 def mamografias(root: Path) -> Path:
-    """Two folders of PNGs, each with its featureS.txt."""
+    """Three folders of PNGs, each with its featureS.txt."""
     features(root, "DleftCC", {"d_left_cc (1)": 0, "d_left_cc(10)": 0})
+    features(root, "DrightMLO", {"d_right_mlo (10)": 0})
     features(root, "GrightMLO", {"g_right_mlo (10).png": 3})
-    return touch(root, ["DleftCC/d_left_cc (1).png", "DleftCC/d_left_cc (10).png", "GrightMLO/g_right_mlo (10).png"])
+    return touch(
+        root,
+        [
+            "DleftCC/d_left_cc (1).png",
+            "DleftCC/d_left_cc (10).png",
+            "DrightMLO/d_right_mlo (10).png",
+            "GrightMLO/g_right_mlo (10).png",
+        ],
+    )
 
 
 def patches(root: Path) -> Path:
