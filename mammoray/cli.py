@@ -16,7 +16,7 @@ import tyro
 
 from mammoray import __version__
 from mammoray import config as configs
-from mammoray.config import Config, DataConfig, DecodeConfig, IngestConfig, Scale, SynthConfig
+from mammoray.config import AuditConfig, Config, DataConfig, DecodeConfig, IngestConfig, Scale, SynthConfig
 from mammoray.errors import MammorayError
 
 NOTICE = "Research software, not a medical device: not for diagnosis."
@@ -47,6 +47,28 @@ class CrossvalArgs(TrainArgs):
     The output folder gets a run's folder per fold (fold-0, fold-1, ...), and metrics.json and predictions.parquet of
     all.
     """
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AuditArgs:
+    """Look for what is wrong with a data set, and change nothing.
+
+    The output folder gets audit.csv, a row per finding, audit.json, the counts, and audit.html. The exit status is 0
+    where the data set is fit to train on, 1 where it is not, and 2 where it could not be looked at.
+    """
+
+    dicom_root: str
+    """The folder of the images: a path, or a URI that pyarrow reaches."""
+    outdir: Path
+    """A folder for the three files."""
+    csv: str | None = None
+    """The table of the images, a path or a URI. Default: the one below --dicom-root, or none, where the layout has no
+    table."""
+    data: DataConfig = field(default_factory=DataConfig)
+    audit: AuditConfig = field(default_factory=AuditConfig)
+    address: str | None = None
+    """A Ray cluster: auto, HOST:PORT or ray://HOST:PORT. Default: the cluster of the job this runs in, or one begun on
+    this machine by 'ray start', else a new local one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,7 +120,7 @@ def _source(args: TrainArgs) -> Any:
     return Source(*_places(args))
 
 
-def _places(args: TrainArgs | PrepareArgs) -> tuple[str | None, str, Path]:
+def _places(args: TrainArgs | AuditArgs | PrepareArgs) -> tuple[str | None, str, Path]:
     """Table, root and output folder, for a process with another working folder."""
     from mammoray import storage
 
@@ -137,6 +159,18 @@ def _prepare(args: PrepareArgs) -> None:
     )
 
 
+def _audit(args: AuditArgs) -> int:
+    from mammoray import audit, cluster
+
+    file = args.data.quarantine
+    data = configs.replace(args.data, quarantine=file and file.absolute())
+    facts = cluster.run_there(args.address, audit.run, *_places(args), data, args.audit, args.address, say)
+    for line in audit.headline(facts):
+        say(line)
+    say(f"page: {args.outdir.absolute() / audit.FILES[2]}")
+    return 0 if facts["fit"] else 1
+
+
 def _synth(args: SynthArgs) -> None:
     from mammoray import synth
 
@@ -156,10 +190,11 @@ def say(line: str) -> None:
     print(line, flush=True)
 
 
-VERBS: dict[str, tuple[type[Any], Callable[[Any], None], str]] = {
+VERBS: dict[str, tuple[type[Any], Callable[[Any], int | None], str]] = {
     "train": (TrainArgs, _train, "from a CSV and DICOMs to a trained, evaluated model"),
     "train-density": (TrainArgs, _train, "the same as train"),
     "crossval": (CrossvalArgs, _crossval, "train and test on each part of the patients in turn"),
+    "audit": (AuditArgs, _audit, "look for what is wrong with a data set"),
     "prepare": (PrepareArgs, _prepare, "decode all images into the cache, and nothing else"),
     "synth": (SynthArgs, _synth, "write synthetic mammograms to try everything on"),
     "report": (ReportArgs, _report, "write the HTML report of a run again"),
@@ -201,7 +236,7 @@ def _config_file(argv: list[str]) -> Path | None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a verb; the exit status is 0, or 2 for an error that was explained."""
+    """Run a verb; the exit status is its own, 0 where it has none, and 2 for an error that was explained."""
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help"):
         print(_usage())
@@ -217,11 +252,10 @@ def main(argv: list[str] | None = None) -> int:
         rest = rest[1:]
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's own advice against its warning on CPU.
     try:
-        VERBS[verb][1](parse(verb, rest))
+        return VERBS[verb][1](parse(verb, rest)) or 0
     except (MammorayError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    return 0
 
 
 if __name__ == "__main__":

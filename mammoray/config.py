@@ -103,7 +103,8 @@ class DataConfig:
     """Links to files. inside: followed when they stay below --dicom-root, listed when they lead out of it. follow:
     always followed."""
     quarantine: Path | None = None
-    """A CSV with a column path of images to leave out, as 'mammoray audit --quarantine FILE' writes it."""
+    """A CSV with a column path of images to leave out. The audit, which leaves none out, writes it: every image with an
+    error."""
 
     def __post_init__(self) -> None:
         _require_choices(self)
@@ -231,6 +232,23 @@ class IngestConfig:
         _require(self.shard_images >= 1, "shard_images", "at least 1 image", self.shard_images)
         _require(0 < self.limit_seconds < math.inf, "limit_seconds", "above 0", self.limit_seconds)
         _require(0 <= self.min_decoded <= 1, "min_decoded", "a share from 0 to 1", self.min_decoded)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AuditConfig:
+    """How closely the files of a data set are looked at."""
+
+    pixels: bool = False
+    """Decode every image too: finds images without content, values beyond Bits Stored, damage, and the same picture
+    under two names. Takes about as long as decoding the data set; without it only the heads of the files are read."""
+    min_readable: float = 0.95
+    """The data set is not fit when a smaller share of its images than this can be read, 0 to 1."""
+    limit_seconds: float = 60.0
+    """With --pixels: seconds that one file may take."""
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.min_readable <= 1, "min_readable", "a share from 0 to 1", self.min_readable)
+        _require(0 < self.limit_seconds < math.inf, "limit_seconds", "above 0", self.limit_seconds)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

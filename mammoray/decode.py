@@ -21,7 +21,6 @@ from pydicom import uid
 
 from mammoray import breast, grey, header, machines, raster, storage, stored
 from mammoray.config import DecodeConfig
-from mammoray.errors import DecodeError
 from mammoray.header import Header
 from mammoray.resample import resample
 
@@ -32,9 +31,6 @@ _THUMBNAIL = 160  # Pixels that the long side has at least where the breast is l
 
 _VISIBLE_STEPS = 1  # Of the decoded grey levels; what this costs in fidelity stands in docs/benchmarks.md.
 
-_FIRST = 512  # Bytes that tell what a file is.
-
-_DICOM_NAMES = (".dcm", ".dicom")
 
 Mask = npt.NDArray[np.bool_]
 
@@ -107,7 +103,7 @@ def decode(source: Path | str | bytes, config: DecodeConfig, name: str | None = 
     name = name or ("bytes" if isinstance(source, bytes) else storage.shown(str(source)))
     content = source if isinstance(source, bytes) else storage.content(str(source))
     with header.pydicom_silent():
-        return _decode(_read(content, name, config.frame), config)
+        return _decode(read(content, name, config.frame), config)
 
 
 def warm_up() -> None:
@@ -119,19 +115,16 @@ def warm_up() -> None:
             decode(content, DecodeConfig(height=64, width=48, crop=crop))
 
 
-def _read(content: bytes | memoryview, name: str, frame: str) -> Header:
-    """The header and frame of a file of either sort; its bytes say which it is."""
-    found = raster.kind(bytes(content[:_FIRST]))
-    if found is None or found == "DICOM":
-        return header.read(content, name, frame)
-    what = raster.described(found)
-    if found not in raster.MEDIA_TYPES:
-        expected, remedy = "a DICOM file, or a PNG, JPEG or TIFF image", "Check that the file is an image, and whole."
-        raise DecodeError(name, expected, f"no DICM after 128 bytes: {what}", remedy)
-    if name.lower().endswith(_DICOM_NAMES):
-        remedy = "Find out where the DICOM went, or give the image its own suffix."
-        raise DecodeError(name, "a DICOM file", f"{what} with another name", remedy)
-    return raster.read(content, name, frame)
+def read(content: bytes | memoryview, name: str, frame: str = "only") -> Header:
+    """The header and frame of a file of either sort; its bytes say which it is.
+
+    Raises
+    ------
+    DecodeError
+        As :func:`mammoray.raster.told`, :func:`mammoray.header.read` and :func:`mammoray.raster.read`.
+    """
+    found = raster.told(bytes(content[: raster.FIRST]), name)
+    return raster.read(content, name, frame) if found in raster.MEDIA_TYPES else header.read(content, name, frame)
 
 
 def _decode(head: Header, config: DecodeConfig) -> Decoded:

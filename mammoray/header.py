@@ -134,7 +134,7 @@ def read(content: bytes | memoryview, name: str, frame: str = "only") -> Header:
             # Anonymisers leave elements without a value behind, which say no more than absent ones.
             if keyword in dataset and dataset[keyword].is_empty:
                 del dataset[keyword]
-        fields = {**_check(dataset, name, frame), "padding": _padding(dataset), "laterality": _laterality(dataset)}
+        fields = {**check(dataset, name, frame), "padding": _padding(dataset), "laterality": laterality(dataset)}
     except (DecodeError, MemoryError):
         raise
     except Exception as error:
@@ -155,7 +155,7 @@ def transfer_syntax(path: str) -> str:
     Exception
         Whatever a file that is no DICOM leads to.
     """
-    return _file_meta(memoryview(storage.read(path, _HEAD)))[0]
+    return file_meta(memoryview(storage.read(path, _HEAD)))[0]
 
 
 def _parse(content: bytes | memoryview, name: str) -> tuple[pydicom.Dataset, str, memoryview]:
@@ -164,7 +164,7 @@ def _parse(content: bytes | memoryview, name: str) -> tuple[pydicom.Dataset, str
     if bytes(view[128:132]) != b"DICM":
         raise DecodeError(name, "a DICOM file", "no DICM after 128 bytes", "Check that the file is a DICOM, and whole.")
     try:
-        syntax, start = _file_meta(view)
+        syntax, start = file_meta(view)
         known = uid.UID(syntax)
         if known.is_private or not known.is_transfer_syntax:
             raise _TellableError("a transfer syntax that DICOM does not know")
@@ -185,7 +185,7 @@ class _TellableError(Exception):
     """An own finding, whose text quotes nothing."""
 
 
-def _file_meta(view: memoryview) -> tuple[str, int]:
+def file_meta(view: memoryview) -> tuple[str, int]:
     """Transfer Syntax UID (0002,0010), and where the file meta group ends; explicit little endian (PS3.10 7.1)."""
     position, syntax = 132, None
     while True:
@@ -235,8 +235,19 @@ def _elements_before_pixels(body: memoryview, syntax: uid.UID) -> tuple[pydicom.
     return dataset, stream.tell()
 
 
-def _check(dataset: pydicom.Dataset, name: str, frame: str) -> dict[str, Any]:
-    """Fields of :class:`Header` that describe the pixels, each within what can be decoded."""
+def check(dataset: Any, name: str, frame: str) -> dict[str, Any]:
+    """Fields of :class:`Header` that describe the pixels, each within what can be decoded.
+
+    Parameters
+    ----------
+    dataset : pydicom.Dataset or mapping
+        Elements by keyword.
+
+    Raises
+    ------
+    DecodeError
+        For the first element that is not.
+    """
 
     def refuse(element: str, expected: str, found: str, remedy: str) -> DecodeError:
         return DecodeError(f"{name}: {element}", expected, found, remedy)
@@ -291,7 +302,8 @@ def _integer(dataset: pydicom.Dataset, keyword: str, name: str, default: int | N
         raise DecodeError(f"{name}: {keyword}", "an integer", found, _LEAVE) from None
 
 
-def _laterality(dataset: pydicom.Dataset) -> str | None:
+def laterality(dataset: Any) -> str | None:
+    """Image Laterality (0020,0062), else Laterality (0020,0060), of elements by keyword: L, R or None."""
     sides = [str(dataset.get(keyword)) for keyword in ("ImageLaterality", "Laterality")]
     return next((side for side in sides if side in ("L", "R")), None)
 

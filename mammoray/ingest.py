@@ -238,7 +238,8 @@ def _sorted_out(found: pd.DataFrame, folder: str, new: int, seconds: float) -> D
 
 
 @functools.lru_cache(maxsize=1)
-def _sandbox(function: str, limit: float) -> Sandbox:
+def sandbox_of(function: str, limit: float) -> Sandbox:
+    """The child process that this worker keeps for a function, with a limit of seconds a call."""
     # Ray reuses the process of a task for the next, so that the child stays warm.
     return Sandbox(function, limit)
 
@@ -254,7 +255,7 @@ def _decode_files(
     for start in range(0, len(files), config.shard_images):
         part = files.slice(start, config.shard_images)
         keys, paths = part["key"].to_pylist(), part["path"].to_pylist()
-        outcomes = _sandbox(function, limit).run([(storage.join(root, path), decode_config, path) for path in paths])
+        outcomes = sandbox_of(function, limit).run([(storage.join(root, path), decode_config, path) for path in paths])
         records = (
             (outcome.lasting, _record(key, path, outcome, decode_config, limit))
             for key, path, outcome in zip(keys, paths, outcomes, strict=True)
@@ -285,7 +286,7 @@ def _record(key: str, path: str, outcome: Outcome, config: DecodeConfig, limit: 
     """Columns of a shard for one file."""
     record: dict[str, Any] = {"key": key, "seconds": outcome.seconds}
     if outcome.value is None:
-        return {**record, "error": json.dumps(_failure(path, outcome, limit))}
+        return {**record, "error": json.dumps(failure_of(path, outcome, limit))}
     pixels = outcome.value["pixels"]
     return {
         **record,
@@ -295,7 +296,7 @@ def _record(key: str, path: str, outcome: Outcome, config: DecodeConfig, limit: 
     }
 
 
-def _failure(path: str, outcome: Outcome, limit: float) -> tuple[str, ...]:
+def failure_of(path: str, outcome: Outcome, limit: float) -> tuple[str, ...]:
     """``where, expected, found, remedy, exception`` of a file that did not decode."""
     error = outcome.error
     if isinstance(error, DecodeError):

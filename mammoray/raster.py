@@ -27,6 +27,10 @@ Image = npt.NDArray[Any]
 MEDIA_TYPES = {"PNG": "image/png", "JPEG": "image/jpeg", "TIFF": "image/tiff"}
 """What is read here, by :func:`kind`; ``Header.transfer_syntax`` holds the media type."""
 
+FIRST = 512
+"""Bytes that tell what a file is."""
+
+_DICOM_NAMES = (".dcm", ".dicom")
 _AGAIN = "Copy the file again from its source."
 _LEAVE = "Leave the file out of the CSV."
 _GREY = "Convert the image to 8 or 16 bits of grey, or leave it out of the CSV."
@@ -104,6 +108,39 @@ def _text(first_bytes: bytes) -> str | None:
 def described(found: str) -> str:
     """A kind with its article, for a sentence: "a PNG image", "an HTML page"."""
     return _DESCRIBED.get(found, f"a {found} image")
+
+
+def told(first_bytes: bytes, name: str) -> str | None:
+    """What a file is, if it can be an image under this name.
+
+    Parameters
+    ----------
+    first_bytes : bytes
+        The first :data:`FIRST` bytes, or the whole file.
+    name : str
+        What is called ``.dcm`` or ``.dicom`` must be a DICOM.
+
+    Returns
+    -------
+    str or None
+        DICOM, or a key of :data:`MEDIA_TYPES`; None where nothing is recognised.
+
+    Raises
+    ------
+    DecodeError
+        Anything else.
+    """
+    found = kind(first_bytes)
+    if found is None or found == "DICOM":
+        return found
+    what = described(found)
+    if found not in MEDIA_TYPES:
+        expected, remedy = "a DICOM file, or a PNG, JPEG or TIFF image", "Check that the file is an image, and whole."
+        raise DecodeError(name, expected, f"no DICM after 128 bytes: {what}", remedy)
+    if name.lower().endswith(_DICOM_NAMES):
+        remedy = "Find out where the DICOM went, or give the image its own suffix."
+        raise DecodeError(name, "a DICOM file", f"{what} with another name", remedy)
+    return found
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -7,12 +7,11 @@ give equal bytes. ``report.html`` beside this module is the page's frame and pro
 
 from __future__ import annotations
 
-from importlib import resources
 from pathlib import Path
-from string import Template
 
 import pandas as pd
 
+from mammoray import page
 from mammoray.config import to_toml
 from mammoray.errors import RunFolderError
 from mammoray.figures import (
@@ -311,24 +310,7 @@ def _audit_note(folder: RunFolder) -> str:
 
 
 def _audit(folder: RunFolder) -> Html:
-    audit = folder.audit
-    chips = [el("span", f"{name}: {n:,}", class_="chip") for name, n in audit["by_severity"].items()]
-    summary = el("p", join(chips, " "))
-    if not audit["by_reason"]:
-        return join([summary, el("p", "Nothing was found amiss.", class_="quiet")])
-    header = [el("th", name, scope="col") for name in ("Severity", "Count", "Reason", "What to do")]
-    rows = [
-        el(
-            "tr",
-            el("th", row["severity"], scope="row", class_=row["severity"]),
-            el("td", f"{row['count']:,}", class_="n"),
-            el("td", row["reason"]),
-            el("td", row["what_to_do"]),
-        )
-        for row in audit["by_reason"]
-    ]
-    body = el("table", el("thead", el("tr", *header)), el("tbody", *rows), class_="words")
-    return join([summary, el("div", el("div", body, class_="scroll"), class_="panel")])
+    return page.findings(folder.audit)
 
 
 def _again(folder: RunFolder) -> Html:
@@ -366,8 +348,7 @@ def render(folder: RunFolder) -> str:
         "again": _again(folder),
         "version": folder.run["version"],
     }
-    frame = resources.files("mammoray").joinpath("report.html").read_text(encoding="utf-8")
-    return Template(frame).substitute({key: join([value]) for key, value in sections.items()})
+    return page.fill("report.html", sections)
 
 
 def write_report(outdir: Path) -> Path:
@@ -388,12 +369,12 @@ def write_report(outdir: Path) -> Path:
     RunFolderError
         For a file that is missing or damaged, or a folder that cannot be written.
     """
-    page = outdir / "report.html"
+    file = outdir / "report.html"
     html = render(read_run(outdir))
     try:
-        page.write_text(html, encoding="utf-8", newline="\n")
+        file.write_text(html, encoding="utf-8", newline="\n")
     except OSError as error:
         raise RunFolderError(
-            str(page), "a file that can be written", str(error), "Check the folder's permissions."
+            str(file), "a file that can be written", str(error), "Check the folder's permissions."
         ) from error
-    return page
+    return file

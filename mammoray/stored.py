@@ -35,7 +35,7 @@ Image = npt.NDArray[Any]
 _Found = TypeVar("_Found")
 _ROOM = 2  # Bits: the 5/3 low-pass of 0s and 1s lies between -1 and 2 at every level.
 _OVERSHOOT = 1 / 3  # Share of samples; noise of the two ends of the range alone reaches it.
-_LOSSY = (
+LOSSY = (
     uids.JPEGBaseline8Bit, uids.JPEGExtended12Bit, uids.JPEGLSNearLossless, uids.JPEG2000, uids.HTJ2K,
 )  # fmt: skip
 
@@ -80,18 +80,27 @@ class Pyramid:
                 self._levels[r] = low_pass(self.level(r - 1, skipped))
         return self._levels[r]
 
-    def _checked(self, values: Image, r: int) -> Image:
+    def unchecked(self) -> Image:
+        """Level 0 with whatever values the frame holds, which :meth:`level` would refuse beyond Bits Stored."""
+        return self._sized(self._decode(0, 0), 0)
+
+    def _sized(self, values: Image, r: int) -> Image:
         header = self._header
         shape = (-(-header.rows >> r), -(-header.columns >> r))
         if values.shape != shape:
             expected, found = f"{shape[0]} x {shape[1]} at level {r}, by the header", f"{values.shape}"
             raise header.error("Pixel Data (7FE0,0010)", expected, found)
+        return values
+
+    def _checked(self, values: Image, r: int) -> Image:
+        header = self._header
+        values = self._sized(values, r)
         lowest, highest = int(values.min()), int(values.max())
         if lowest == highest:
             found = f"the value {lowest} in every pixel"
             where = "pixels" if header.transfer_syntax in raster.MEDIA_TYPES.values() else "Pixel Data (7FE0,0010)"
             raise header.error(where, "an image", found, "Leave the file out of the CSV.")
-        if header.transfer_syntax in _LOSSY:  # Rounding of a lossy codec may lead a little out of the range.
+        if header.transfer_syntax in LOSSY:  # Rounding of a lossy codec may lead a little out of the range.
             return np.clip(values, header.lowest, header.highest)
         # The low-pass of sharp edges overshoots, in few places and by less than the range; a lossless frame must not.
         room = header.highest - header.lowest if r else 0

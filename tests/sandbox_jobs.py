@@ -17,6 +17,7 @@ import psutil
 from mammoray.config import DecodeConfig
 from mammoray.decode import Decoded, decode
 from mammoray.errors import DecodeError
+from mammoray.pixels import PixelFacts, look
 
 WARM: list[bool] = []
 
@@ -85,6 +86,14 @@ def decode_with_accidents(source: str, config: DecodeConfig, name: str) -> Decod
         return decode(source, config, name)
     act(what)
     raise DecodeError(name, "an accident", "none", "Mend the test.")
+
+
+def look_with_accidents(path: str, name: str) -> PixelFacts:
+    """Look at the pixels as usual, but for files that are named in ``accidents`` in the root's parent."""
+    accident = Path(path).parents[len(Path(name).parts)] / "accidents" / name.replace("/", "-")
+    if accident.is_file():
+        act(accident.read_text(encoding="utf-8"), None)
+    return look(path, name)
 
 
 def plant(folder: Path, accidents: dict[str, str]) -> None:

@@ -78,7 +78,7 @@ def test_a_long_header_is_read_to_its_end() -> None:
 def test_a_deflate_bomb_is_refused_before_memory_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     content = machines.make_dicom(PIXELS, Encoding(transfer_syntax=uid.DeflatedExplicitVRLittleEndian))
     assert header.read(content, "a.dcm").rows == 60
-    start = header._file_meta(memoryview(content))[1]
+    start = header.file_meta(memoryview(content))[1]
     bomb = zlib.compressobj(wbits=-zlib.MAX_WBITS)
     body = bomb.compress(bytes(50_000_000)) + bomb.flush()
     monkeypatch.setattr(header, "_MAX_INFLATED", 10_000_000)

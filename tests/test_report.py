@@ -252,7 +252,7 @@ def _luminance(rgb: tuple[float, float, float]) -> float:
 
 
 def test_confusion_text_has_contrast_at_every_share_in_both_themes() -> None:
-    css = (Path(__file__).parents[1] / "mammoray" / "report.html").read_text()
+    css = (Path(__file__).parents[1] / "mammoray" / "page.css").read_text()
     for theme in css.split("prefers-color-scheme: dark")[:2]:
         value = {key: re.search(rf"--{key}: ([^;]+);", theme)[1] for key in ("fill", "tint", "deep", "cell")}  # type: ignore[index]
         fill = [int(c) for c in value["fill"].split()]
