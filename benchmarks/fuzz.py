@@ -34,10 +34,11 @@ from rasters import Raster, all_rasters
 from rasters import mutate as mutate_raster
 from subjects import Subject, all_subjects
 
-from mammoray.config import DecodeConfig, replace
+from mammoray.config import DecodeConfig
 from mammoray.decode import Decoded, decode
 from mammoray.errors import DecodeError
 from mammoray.header import MAX_PIXELS
+from mammoray.plain import replace
 
 HANG_S = 10.0
 """A decode of one of these files takes a few milliseconds."""

@@ -13,8 +13,9 @@ from typing import Any
 from baseline import Error, error, frame_of, shrink, windowed
 from corpus import J2K, Sample
 
-from mammoray.config import DecodeConfig, replace
+from mammoray.config import DecodeConfig
 from mammoray.decode import Decoded, decode
+from mammoray.plain import replace
 
 MODES: dict[str, dict[str, Any]] = {
     "none": {"crop": "none"},

@@ -17,9 +17,10 @@ import pandas as pd
 
 from mammoray import __version__, auditpage, cluster, inventory, prepare, relations, rules, tally
 from mammoray.catalog import Catalog
-from mammoray.config import AuditConfig, Config, DataConfig, replace
+from mammoray.config import AuditConfig, Config, DataConfig
 from mammoray.errors import RunFolderError
 from mammoray.findings import Finding
+from mammoray.plain import replace
 from mammoray.storage import Place
 
 FILES = ("audit.csv", "audit.json", "audit.html")
@@ -74,7 +75,7 @@ def run(
     page = auditpage.render(outdir.resolve().name, content, _montage(of_files, data.root, config))
     (outdir / FILES[2]).write_text(page, encoding="utf-8", newline="\n")
     if source.quarantine is not None:
-        say(f"quarantine: {write_quarantine(findings, source.quarantine)} images in {source.quarantine}")
+        say(f"quarantine: {write_quarantine(of_files, source.quarantine)} images in {source.quarantine}")
     return content
 
 
@@ -212,6 +213,7 @@ def write(findings: tuple[Finding, ...], outdir: Path, facts: Mapping[str, Any] 
     table.to_csv(outdir / FILES[0], index=False)
     groups = table.groupby(["severity", "reason", "what_to_do"], sort=True).size()
     by_reason = [{"severity": s, "reason": r, "count": int(n), "what_to_do": w} for (s, r, w), n in groups.items()]
+    by_reason.sort(key=lambda row: _SEVERITIES.index(row["severity"]))
     content: dict[str, Any] = {
         **(facts or {}),
         "findings": len(table),

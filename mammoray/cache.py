@@ -32,8 +32,9 @@ import pyarrow.parquet as pq
 from pyarrow import feather, fs
 
 from mammoray import storage
-from mammoray.config import DecodeConfig, digest
+from mammoray.config import DecodeConfig
 from mammoray.errors import IngestError
+from mammoray.plain import digest
 
 _SCHEMA = pa.schema(
     [

@@ -14,8 +14,7 @@ from typing import Any
 
 import tyro
 
-from mammoray import __version__
-from mammoray import config as configs
+from mammoray import __version__, plain
 from mammoray.config import AuditConfig, Config, DataConfig, DecodeConfig, IngestConfig, Scale, SynthConfig
 from mammoray.errors import MammorayError
 
@@ -163,7 +162,7 @@ def _audit(args: AuditArgs) -> int:
     from mammoray import audit, cluster
 
     file = args.data.quarantine
-    data = configs.replace(args.data, quarantine=file and file.absolute())
+    data = plain.replace(args.data, quarantine=file and file.absolute())
     facts = cluster.run_there(args.address, audit.run, *_places(args), data, args.audit, args.address, say)
     for line in audit.headline(facts):
         say(line)
@@ -216,7 +215,7 @@ def parse(verb: str, argv: list[str]) -> Any:
     options: dict[str, Any] = {}
     if issubclass(kind, TrainArgs | PrepareArgs) and (file := _config_file(argv)) is not None:
         needed = dict.fromkeys(("dicom_root", "outdir"), tyro.MISSING)
-        options["default"] = kind(**needed, config=file, **_sections(kind, configs.load_toml(file)))
+        options["default"] = kind(**needed, config=file, **_sections(kind, plain.load_toml(file)))
     return tyro.cli(kind, prog=f"mammoray {verb}", args=argv, config=(tyro.conf.OmitArgPrefixes,), **options)
 
 

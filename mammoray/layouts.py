@@ -151,6 +151,9 @@ def detect(given: Table | None, tree: Tree, config: DataConfig) -> Found:
             else:
                 missing = "; ".join(sign.text for sign in said if not sign.fits)
                 against.append((sum(sign.fits for sign in said), f"{name}: {missing}"))
+    if any(found.table is not None for found in fitting):
+        # Folders of patients 1 to 4 look like folders of classes; a table that fits says which they are.
+        fitting = [found for found in fitting if found.name != "folders"]
     if len(fitting) == 1:
         return fitting[0]
     where = storage.shown(tree.root) + (f" with {given.name}" if given else "")

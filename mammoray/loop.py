@@ -31,8 +31,9 @@ from timm.optim import create_optimizer_v2
 from mammoray import augment, evaluate, sample
 from mammoray import model as models
 from mammoray.batches import Batch, Shard
-from mammoray.config import Config, from_dict, replace
+from mammoray.config import Config
 from mammoray.errors import TrainError
+from mammoray.plain import from_dict, replace
 
 _SPEAK_EVERY = 2.0  # Seconds between progress messages within an epoch.
 

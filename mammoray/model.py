@@ -25,8 +25,9 @@ from timm.models import load_state_dict as load_weights_file
 from torch import nn
 
 from mammoray import __version__
-from mammoray.config import CLASS_NAMES, Classes, DecodeConfig, ModelConfig, from_dict, to_dict
+from mammoray.config import CLASS_NAMES, Classes, DecodeConfig, ModelConfig
 from mammoray.errors import CheckpointError, ModelError
+from mammoray.plain import from_dict, to_dict
 
 FORMAT = 1
 Tensors = dict[str, torch.Tensor]

@@ -17,8 +17,20 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mammoray import __version__, audit, cache, catalog, cluster, evaluate, ingest, labels, prepare, report, split
-from mammoray import config as configs
+from mammoray import (
+    __version__,
+    audit,
+    cache,
+    catalog,
+    cluster,
+    evaluate,
+    ingest,
+    labels,
+    plain,
+    prepare,
+    report,
+    split,
+)
 from mammoray.config import Config, Scale
 from mammoray.errors import ConfigError, RunFolderError
 from mammoray.storage import Place
@@ -51,7 +63,7 @@ def run(source: Source, config: Config, scale: Scale, say: Say = print) -> dict[
     data = prepare.read_catalog(source.csv, source.dicom_root, config, say)
     parts = split.make(data.rows, config.split, config.classes, config.seed)
     files = cache.file_keys(data.rows, data.root)[data.rows["label"].notna()]
-    identity = configs.digest(_what_counts(config), parts.digest, sorted(files))
+    identity = plain.digest(_what_counts(config), parts.digest, sorted(files))
     if _claim(outdir, identity):
         say(f"{outdir} already holds this run, finished; nothing is done again")
         report.write_report(outdir)
@@ -90,13 +102,13 @@ def _groups(data: catalog.Catalog) -> str:
 
 def _what_counts(config: Config) -> dict[str, Any]:
     """The settings that decide the result: not where the cache lies, nor how often to try again."""
-    plain = configs.to_dict(config)
-    plain["ingest"], plain["data"] = {}, {}  # What they lead to is in the split and the files.
-    plain["train"].pop("max_failures")
+    settings = plain.to_dict(config)
+    settings["ingest"], settings["data"] = {}, {}  # What they lead to is in the split and the files.
+    settings["train"].pop("max_failures")
     # Which patients stand in these files is in the split's digest.
     for name in ("split_file", "test_file"):
-        plain["split"].pop(name, None)
-    return plain
+        settings["split"].pop(name, None)
+    return settings
 
 
 def _claim(outdir: Path, identity: str) -> bool:
@@ -154,7 +166,7 @@ def _read_metrics(outdir: Path) -> dict[str, Any]:
 
 
 def _write_inputs(outdir: Path, config: Config, data: catalog.Catalog, parts: split.Split) -> None:
-    (outdir / "config.toml").write_text(configs.to_toml(config), encoding="utf-8")
+    (outdir / "config.toml").write_text(plain.to_toml(config), encoding="utf-8")
     folds = parts.rows.set_index("image_id")["fold"]
     data.rows.assign(fold=data.rows["image_id"].map(folds)).to_parquet(outdir / "catalog.parquet", index=False)
     split.save(parts, outdir, data.rows, data.grouped_by)
@@ -329,10 +341,10 @@ def _test_fold(source: Source, config: Config, scale: Scale, say: Say, fold: int
     say(f"fold {fold} of {config.split.folds}")
     part = Source(csv=source.csv, dicom_root=source.dicom_root, outdir=source.outdir / f"fold-{fold}")
     locked = "test" if config.split.test_file is None else "leave_out"
-    changed = configs.replace(
+    changed = plain.replace(
         config,
-        split=configs.replace(config.split, fold=fold, test_patients=locked),
-        ingest=configs.replace(config.ingest, cache=prepare.cache_path(source.outdir, config)),
+        split=plain.replace(config.split, fold=fold, test_patients=locked),
+        ingest=plain.replace(config.ingest, cache=prepare.cache_path(source.outdir, config)),
     )
     run(part, changed, scale, say)
     table = pd.read_parquet(part.outdir / "predictions.parquet")

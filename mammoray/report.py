@@ -12,7 +12,6 @@ from pathlib import Path
 import pandas as pd
 
 from mammoray import page
-from mammoray.config import to_toml
 from mammoray.errors import RunFolderError
 from mammoray.figures import (
     UNDEFINED,
@@ -32,6 +31,7 @@ from mammoray.figures import (
     stacked_bar,
     table,
 )
+from mammoray.plain import to_toml
 from mammoray.runfolder import FOLDS, LEVELS, METRICS, Json, RunFolder, read_run
 
 # The head of the page --------------------------------------------------------------------------------------------

@@ -14,9 +14,10 @@ from typing import Any, TypeVar
 
 import pandas as pd
 
-from mammoray.config import Config, load_toml
+from mammoray.config import Config
 from mammoray.errors import ConfigError, RunFolderError
 from mammoray.evaluate import judged
+from mammoray.plain import load_toml
 
 Json = dict[str, Any]
 T = TypeVar("T")

@@ -22,10 +22,11 @@ import cv2
 import numpy as np
 from pydicom.uid import generate_uid
 
-from mammoray.config import SynthConfig, digest
+from mammoray.config import SynthConfig
 from mammoray.errors import ConfigError, RunFolderError
 from mammoray.machines import FILM, SITES, make_dicom, quantise
 from mammoray.phantom import Anatomy, anatomy, expose, render
+from mammoray.plain import digest
 from mammoray.writers import LAYOUTS, Layout, Row, patches, png
 
 VERSION = 1

@@ -22,9 +22,10 @@ import ray.train.torch
 from mammoray import loop
 from mammoray import model as models
 from mammoray.batches import ShardConfig
-from mammoray.config import Config, Scale, to_dict
+from mammoray.config import Config, Scale
 from mammoray.errors import ClusterError, ConfigError, MammorayError, TrainError
 from mammoray.loop import History, Say
+from mammoray.plain import to_dict
 
 _RAY_FOLDER = "ray"
 

@@ -11,8 +11,9 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from mammoray.config import Config, EvaluateConfig, to_toml
+from mammoray.config import Config, EvaluateConfig
 from mammoray.evaluate import judge
+from mammoray.plain import to_toml
 
 FILES = (
     "config.toml",

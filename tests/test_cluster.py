@@ -16,8 +16,8 @@ import pytest
 import yaml
 
 from mammoray import cluster
-from mammoray.config import to_toml
 from mammoray.errors import ClusterError
+from mammoray.plain import to_toml
 from mammoray.synth import SynthSummary
 from tests.conftest import SMALL, FinishedRun
 

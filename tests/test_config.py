@@ -18,19 +18,6 @@ def leaves(kind: type[Any]) -> list[str]:
     ]
 
 
-def test_toml_gives_back_an_equal_config(tmp_path: Path) -> None:
-    config = Config(
-        classes="binary",
-        seed=7,
-        split=SplitConfig(folds=4, fold=2, split_file=Path("split.csv")),
-        model=ModelConfig(arch="resnet50", weights=Path("w.safetensors")),
-        train=TrainConfig(lr=1.0, epochs=3),
-    )
-    file = tmp_path / "config.toml"
-    file.write_text(configs.to_toml(config), encoding="utf-8")
-    assert configs.load_toml(file) == config
-
-
 def test_field_names_are_unique_over_all_sections_because_they_are_flags() -> None:
     names = leaves(Config) + leaves(Scale)
     assert len(names) == len(set(names))
@@ -43,30 +30,6 @@ def test_every_setting_has_a_description(kind: type[Any]) -> None:
         declared = source.index(f"\n    {name}: ")
         following = source[declared + 1 :].split("\n", 2)[1]
         assert following.startswith('    """'), name
-
-
-@pytest.mark.parametrize(
-    ("text", "named"),
-    [
-        ("colour = 1", "colour"),
-        ("[train]\nlearning_rate = 1.0", "learning_rate"),
-        ('[train]\nlr = "fast"', "lr"),
-        ("[train]\nepochs = true", "epochs"),
-        ('[decode]\nwindow = "nice"', "--window"),
-        ("train = 3", "train"),
-        ("seed = ", "TOML"),
-    ],
-)
-def test_a_wrong_config_file_is_an_error_that_names_the_key(tmp_path: Path, text: str, named: str) -> None:
-    file = tmp_path / "config.toml"
-    file.write_text(text, encoding="utf-8")
-    with pytest.raises(ConfigError, match=named):
-        configs.load_toml(file)
-
-
-def test_a_missing_config_file_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no file"):
-        configs.load_toml(tmp_path / "none.toml")
 
 
 @pytest.mark.parametrize(
@@ -95,8 +58,3 @@ def test_a_missing_config_file_is_an_error(tmp_path: Path) -> None:
 def test_settings_out_of_range_are_errors(make: Any) -> None:
     with pytest.raises(ConfigError):
         make()
-
-
-def test_the_digest_depends_on_values_alone() -> None:
-    assert configs.digest(Config()) == configs.digest(Config(seed=0))
-    assert configs.digest(Config()) != configs.digest(Config(seed=1))

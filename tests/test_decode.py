@@ -12,10 +12,11 @@ import pytest
 from pydicom import uid
 
 from mammoray import machines
-from mammoray.config import DecodeConfig, replace
+from mammoray.config import DecodeConfig
 from mammoray.decode import decode
 from mammoray.errors import DecodeError
 from mammoray.machines import Encoding, Window
+from mammoray.plain import replace
 from mammoray.synth import SynthSummary
 
 # The frame of the stored image itself, so that a decode can be compared pixel by pixel.

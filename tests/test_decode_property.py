@@ -17,10 +17,11 @@ from hypothesis import strategies as st
 from pydicom import encaps, pixels, uid
 
 from mammoray import machines
-from mammoray.config import DecodeConfig, replace
+from mammoray.config import DecodeConfig
 from mammoray.decode import Decoded, decode
 from mammoray.encoders import jpeg2000
 from mammoray.machines import Encoding, Window
+from mammoray.plain import replace
 from tests.reference_decoder import decoded
 
 Image = npt.NDArray[Any]

@@ -10,9 +10,10 @@ import pytest
 from pydicom import uid
 
 from mammoray import machines
-from mammoray.config import DecodeConfig, replace
+from mammoray.config import DecodeConfig
 from mammoray.decode import Decoded, decode
 from mammoray.machines import Encoding
+from mammoray.plain import replace
 
 SHAPE = (407, 311)
 SYNTAXES = [uid.JPEG2000Lossless, uid.JPEG2000, uid.ExplicitVRLittleEndian, uid.JPEGLSLossless]

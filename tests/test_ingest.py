@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from mammoray import cache, catalog, ingest
-from mammoray.config import IngestConfig, replace
+from mammoray.config import IngestConfig
 from mammoray.decode import decode
 from mammoray.errors import IngestError
+from mammoray.plain import replace
 from mammoray.synth import SynthSummary
 from tests.conftest import SMALL, Prepared
 from tests.sandbox_jobs import plant

@@ -56,6 +56,12 @@ def test_a_root_with_two_sets_is_an_error_that_lists_both_and_a_flag_decides(
         assert catalog.build(None, tmp_path, DataConfig(dataset=name)).layout == name  # type: ignore[arg-type]
 
 
+def test_patients_called_1_to_4_are_no_folders_of_classes(tmp_path: Path) -> None:
+    lines = ["patient_id,image_id,density", *(f"{i},{i}0,A" for i in range(1, 5))]
+    trees.table(tmp_path, "train.csv", lines)
+    assert catalog.build(None, trees.touch(tmp_path, [f"{i}/{i}0.dcm" for i in range(1, 5)])).layout == "rsna"
+
+
 def test_a_table_that_fits_two_layouts_is_an_error_too(tmp_path: Path) -> None:
     trees.irma(tmp_path)
     lines = ["AccessionNumber,Classification,image_path", "000706,1,archive/000706/IM0001.dcm"]

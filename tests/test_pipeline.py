@@ -7,9 +7,10 @@ import pytest
 
 from mammoray import config as configs
 from mammoray import model as models
-from mammoray import pipeline, split, train
-from mammoray.config import Scale, SplitConfig, TrainConfig, replace
+from mammoray import pipeline, plain, split, train
+from mammoray.config import Scale, SplitConfig, TrainConfig
 from mammoray.errors import ConfigError, IngestError, MammorayError, ModelError, RunFolderError, SplitError
+from mammoray.plain import replace
 from mammoray.synth import SynthSummary
 from tests.conftest import SMALL, FinishedRun
 
@@ -33,7 +34,7 @@ class TestRunFolder:
         }  # fmt: skip
 
     def test_config_toml_is_the_whole_config(self, finished_run: FinishedRun) -> None:
-        assert configs.load_toml(finished_run.source.outdir / "config.toml") == finished_run.config
+        assert plain.load_toml(finished_run.source.outdir / "config.toml") == finished_run.config
 
     def test_one_digest_stands_in_split_run_and_checkpoint(self, finished_run: FinishedRun) -> None:
         outdir = finished_run.source.outdir

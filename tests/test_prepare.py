@@ -5,10 +5,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from mammoray import cache, catalog, cli, ingest, pipeline, prepare, storage
-from mammoray import config as configs
-from mammoray.config import Config, replace
+from mammoray import cache, catalog, cli, ingest, pipeline, plain, prepare, storage
+from mammoray.config import Config
 from mammoray.errors import ConfigError, IngestError, RunFolderError
+from mammoray.plain import replace
 from mammoray.synth import SynthSummary
 from tests.conftest import SMALL
 
@@ -119,7 +119,7 @@ def test_the_cache_is_a_uri_as_given_or_an_absolute_path(tmp_path: Path) -> None
 
 def test_the_command_line_reads_its_sections_of_a_config_file(irma: SynthSummary, tmp_path: Path) -> None:
     file = tmp_path / "config.toml"
-    file.write_text(configs.to_toml(SMALL), encoding="utf-8")
+    file.write_text(plain.to_toml(SMALL), encoding="utf-8")
     words = ["--csv", str(irma.csv), "--dicom-root", str(irma.root), "--outdir", str(tmp_path / "out")]
     args = cli.parse("prepare", [*words, "--config", str(file), "--limit-seconds", "7"])
     assert args.decode == SMALL.decode

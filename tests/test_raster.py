@@ -18,10 +18,11 @@ from PIL import Image as Pillow
 from pydicom import uid
 
 from mammoray import encoders, header, ingest, machines, prepare, raster
-from mammoray.config import DecodeConfig, replace
+from mammoray.config import DecodeConfig
 from mammoray.decode import Decoded, decode
 from mammoray.errors import DecodeError
 from mammoray.machines import Encoding
+from mammoray.plain import replace
 from tests.raster_files import Image, chunk, exif, jpeg, png, tiff
 
 WHOLE = DecodeConfig(height=64, width=48, crop="none", orient="none", depth=16)

@@ -16,9 +16,10 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from mammoray.config import Config, replace, to_toml
+from mammoray.config import Config
 from mammoray.errors import RunFolderError
 from mammoray.figures import DEEP, short_id, stacked_bar, ticks
+from mammoray.plain import replace, to_toml
 from mammoray.report import write_report
 from tests.run_factory import FILES, edit_json, make_audit, make_epoch, make_examples, make_run
 

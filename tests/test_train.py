@@ -12,8 +12,9 @@ import pytest
 
 from mammoray import evaluate, predict, train
 from mammoray import model as models
-from mammoray.config import Config, Scale, replace
+from mammoray.config import Config, Scale
 from mammoray.errors import ClusterError, ConfigError, TrainError
+from mammoray.plain import replace
 from mammoray.synth import SynthSummary
 from tests.conftest import SMALL, FinishedRun, Prepared
 
