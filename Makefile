@@ -33,7 +33,9 @@ bench: setup
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/fuzz.py
 	$(BIN)/python benchmarks/ingest.py
 	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/catalog.py
 	$(BIN)/python benchmarks/split.py
+	$(BIN)/python benchmarks/audit.py
 
 lock: setup
 	$(BIN)/pip install --quiet --disable-pip-version-check uv

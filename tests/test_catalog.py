@@ -4,9 +4,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from benchmarks import rsna_table
 from mammoray import catalog
 from mammoray.errors import CatalogError
 from mammoray.synth import SynthSummary
+from tests import trees
 
 
 @pytest.fixture
@@ -143,3 +145,22 @@ def test_ids_that_climb_out_of_the_root_find_no_file(copy: Path) -> None:
     assert [(f.severity, f.reason, f.file) for f in findings] == [
         ("error", "the row's id leads out of its folder", "../../etc/passwd.dcm")
     ]
+
+
+def test_a_table_of_rsnas_size_gives_the_class_table_of_the_facts(tmp_path: Path) -> None:
+    table = rsna_table.make()
+    table.to_csv(tmp_path / "train.csv", index=False)
+    for patient, images in table.groupby("patient_id")["image_id"]:
+        trees.touch(tmp_path, (f"train_images/{patient}/{image}.dcm" for image in images))
+    data = catalog.build(None, tmp_path)
+    assert data.findings == ()
+    assert catalog.class_table(data.rows, "density").to_dict("list") == {
+        "A": [3105, 553],
+        "B": [12651, 2511],
+        "C": [12175, 2436],
+        "D": [1539, 309],
+        "blank": [25236, 6104],
+        "total": [54706, 11913],
+    }
+    cancer = catalog.class_table(catalog.build(None, tmp_path, classes="cancer").rows, "cancer")
+    assert cancer["cancer"].tolist() == [1158, 486]
