@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from mammoray import page
-from mammoray.figures import el
+from mammoray.markup import el
 
 REASON = {"severity": "error", "count": 1234, "reason": "<r>", "what_to_do": "a & b"}
 FILES = Path(page.__file__).parent
