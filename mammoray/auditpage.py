@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from mammoray import page
-from mammoray.figures import Html, el, join, percent, png_uri, short_id, table
+from mammoray.figures import png_uri, short_id
 from mammoray.findings import Finding
+from mammoray.markup import Html, el, join, percent, table
 from mammoray.rules import BURNED_IN
 
 Picture = dict[str, Any] | None

@@ -17,7 +17,7 @@ from mammoray.config import LABELS, Classes, DataConfig, require_no_secret
 from mammoray.errors import CatalogError
 from mammoray.findings import Finding, each
 from mammoray.layouts import Tree
-from mammoray.readers import Rows
+from mammoray.rows import Rows, Source
 from mammoray.storage import Place
 
 COLUMNS = (
@@ -127,7 +127,7 @@ def build(
 
 def _read(found: layouts.Found, tree: Tree, config: DataConfig, classes: Classes) -> Rows:
     if found.table is not None:
-        source = readers.Source(table=found.table, tree=tree, config=config, classes=classes)
+        source = Source(table=found.table, tree=tree, config=config, classes=classes)
         return readers.READERS[found.name](source)
     if classes == "cancer":
         remedy = "Use --classes density or binary."

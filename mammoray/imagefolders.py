@@ -16,7 +16,8 @@ from mammoray import labels, storage
 from mammoray.errors import CatalogError
 from mammoray.findings import Finding, each
 from mammoray.layouts import FEATURES, RASTER, Tree
-from mammoray.readers import COLUMNS, Rows, weak_group
+from mammoray.readers import weak_group
+from mammoray.rows import COLUMNS, Rows
 
 _LEAK = (
     "Patients are not known in this layout: {groups}, so that images of one woman may stand on both sides of the split "

@@ -7,7 +7,7 @@ from importlib import resources
 from string import Template
 from typing import Any
 
-from mammoray.figures import Html, el, join
+from mammoray.markup import Html, el, join
 
 
 def fill(frame: str, parts: Mapping[str, str]) -> str:
@@ -18,7 +18,7 @@ def fill(frame: str, parts: Mapping[str, str]) -> str:
     frame : str
         File beside this module, with ``$name`` where a part goes, and ``$style``.
     parts : mapping of str to str
-        What is not :class:`mammoray.figures.Html` is escaped.
+        What is not :class:`mammoray.markup.Html` is escaped.
     """
     files = resources.files("mammoray")
     style = Html(files.joinpath("page.css").read_text(encoding="utf-8"))

@@ -14,23 +14,17 @@ import pandas as pd
 from mammoray import page
 from mammoray.errors import RunFolderError
 from mammoray.figures import (
-    UNDEFINED,
-    Html,
     Line,
     class_legend,
     confusion,
-    defined,
-    el,
     interval_strip,
-    join,
     line_chart,
-    number,
     png_uri,
     reliability,
     short_id,
     stacked_bar,
-    table,
 )
+from mammoray.markup import UNDEFINED, Html, defined, el, join, number, table
 from mammoray.plain import to_toml
 from mammoray.runfolder import FOLDS, LEVELS, METRICS, Json, RunFolder, read_run
 

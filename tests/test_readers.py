@@ -202,15 +202,6 @@ class TestCsv:
             self.build(tmp_path)
 
 
-def test_ten_thousand_copies_of_rows_are_counted_each_id_once(tmp_path: Path) -> None:
-    csv = trees.rsna(tmp_path) / "train.csv"
-    lines = csv.read_text().splitlines()
-    csv.write_text("\n".join([*lines, *lines[1:3] * 5000]) + "\n")
-    data = build(tmp_path)
-    assert len(data.rows) == 4
-    assert [(f.image_id, f.found) for f in data.findings] == [("101", "5001 equal rows"), ("102", "5001 equal rows")]
-
-
 def test_rows_are_plain_text_and_numbers_on_every_version_of_pandas(tmp_path: Path) -> None:
     rows = build(trees.rsna(tmp_path)).rows
     assert {str(rows[name].dtype) for name in ("size", "mtime_ns", "line")} == {"int64"}

@@ -1,87 +1,23 @@
-"""The head of a file: the walk agrees with pydicom, and nothing is raised, whatever the file holds."""
+"""The head of a file: its facts, what is wrong with it, and nothing is raised, whatever the file holds."""
 
-import io
 import struct
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pydicom
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydicom import uid
-from pydicom.dataset import Dataset
+from pydicom import config, uid
 
 from mammoray import elements, header, scan
 from mammoray.errors import DecodeError
-from mammoray.machines import CODECS, SITES, Encoding, make_dicom
-
-KEY = bytes(range(32))
-RAMP = np.arange(32 * 24, dtype=np.uint16).reshape(32, 24)
-RAW = Encoding(transfer_syntax=uid.ExplicitVRLittleEndian)
-
-
-def dicom(encoding: Encoding | None = None, **attributes: Any) -> bytes:
-    return make_dicom(RAMP, encoding or RAW, attributes=attributes)
+from mammoray.machines import SITES, Encoding, make_dicom
+from tests.audit_factory import KEY, RAMP, RAW, dicom
 
 
 def scanned(content: bytes, folder: Path, name: str = "1.dcm", size: int | None = None) -> scan.Facts:
     (folder / name).write_bytes(content)
     return scan.scan(str(folder / name), name, len(content) if size is None else size, KEY)
-
-
-def by_pydicom(content: bytes) -> dict[str, Any]:
-    """What :data:`elements.WANTED` are by pydicom, as the walk gives them."""
-    dataset = pydicom.dcmread(io.BytesIO(content))
-    found: dict[str, Any] = {}
-    for keyword, vr in elements.WANTED.values():
-        if keyword not in dataset or dataset[keyword].is_empty:
-            continue
-        value = dataset[keyword].value
-        if keyword == "ViewCodeSequence":
-            found[keyword] = "" if value[0].ViewModifierCodeSequence else value[0].CodeValue
-        elif vr == b"SQ":
-            found[keyword] = True
-        elif vr == b"US":
-            found[keyword] = int(value)
-        else:
-            several = isinstance(value, pydicom.multival.MultiValue)
-            found[keyword] = [str(part) for part in value] if several else str(value)
-    return {keyword: value for keyword, value in found.items() if value != ""}
-
-
-SYNTAXES = sorted(str(syntax) for syntax in CODECS if syntax not in (uid.JPEGBaseline8Bit,))
-
-
-@pytest.mark.parametrize("syntax", SYNTAXES)
-def test_the_walk_and_pydicom_read_the_same_elements_in_every_transfer_syntax(syntax: str) -> None:
-    content = dicom(Encoding(transfer_syntax=syntax), ViewPosition="AT", PixelAspectRatio=[1, 1], NumberOfFrames=1)
-    found = elements.walk(content)
-    assert found.values == by_pydicom(content)
-    assert found.transfer_syntax == syntax
-    assert found.pixels is not None
-
-
-@pytest.mark.parametrize("machine", [m for site in SITES.values() for m in site.values()])
-def test_the_walk_and_pydicom_agree_on_every_machine(machine: Any) -> None:
-    content = make_dicom(RAMP, machine.encoding)
-    assert elements.walk(content).values == by_pydicom(content)
-
-
-@pytest.mark.parametrize("syntax", [uid.ExplicitVRLittleEndian, uid.ImplicitVRLittleEndian, uid.ExplicitVRBigEndian])
-def test_sequences_of_undefined_length_in_each_other_are_passed(syntax: str) -> None:
-    dataset = pydicom.dcmread(io.BytesIO(dicom(Encoding(transfer_syntax=syntax))))
-    inner, outer = Dataset(), Dataset()
-    inner.PatientID = "inside"
-    outer.ReferencedStudySequence = [inner, inner]
-    dataset.ReferencedPatientSequence = [outer, Dataset()]
-    for element in (dataset["ReferencedPatientSequence"], outer["ReferencedStudySequence"]):
-        element.is_undefined_length = True
-    stream = io.BytesIO()
-    dataset.save_as(stream, enforce_file_format=True)
-    assert elements.walk(stream.getvalue()).values == by_pydicom(stream.getvalue())
-    assert elements.walk(stream.getvalue()).values["PatientID"] == "1"
 
 
 def test_a_header_longer_than_the_first_read_is_read_on(tmp_path: Path) -> None:
@@ -176,7 +112,9 @@ def test_what_a_decode_refuses_by_the_header_the_scan_refuses_in_the_same_words(
 
 
 def test_words_that_are_no_defined_terms_are_not_told(tmp_path: Path) -> None:
-    facts = scanned(dicom(ViewPosition="Silva^Maria", Modality="MG", BurnedInAnnotation="Maria"), tmp_path)
+    with config.disable_value_validation():  # pydicom warns of such values when it writes them.
+        content = dicom(ViewPosition="Silva^Maria", Modality="MG", BurnedInAnnotation="Maria")
+    facts = scanned(content, tmp_path)
     assert (facts.view, facts.burned_in) == ("", "another value")
 
 
@@ -198,7 +136,8 @@ def test_whatever_bytes_a_header_holds_the_scan_returns_facts(
     for position, value in changes:
         damaged[position % len(damaged)] = value
     end = data.draw(st.integers(0, len(damaged)))
-    facts = scanned(bytes(damaged[: end or None]), tmp_path_factory.getbasetemp())
+    with config.disable_value_validation():  # A damaged transfer syntax is no UID, of which pydicom warns.
+        facts = scanned(bytes(damaged[: end or None]), tmp_path_factory.getbasetemp())
     assert all(isinstance(part, str) for part in facts.error)
 
 
