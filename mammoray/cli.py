@@ -58,7 +58,7 @@ class AuditArgs:
 
     dicom_root: str
     """The folder of the images: a path, or a URI that pyarrow reaches."""
-    outdir: Path
+    outdir: Path = Path("outputs/audit")
     """A folder for the three files."""
     csv: str | None = None
     """The table of the images, a path or a URI. Default: the one below --dicom-root, or none, where the layout has no

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from pydicom import uid
+from pydicom import config, uid
 
 from mammoray import header
 
@@ -142,7 +142,7 @@ def walk(content: bytes) -> Found:
 @functools.lru_cache(maxsize=64)
 def form_of(syntax: str) -> Form:
     """The form of a transfer syntax; of an unknown one only that it is unknown counts."""
-    known = uid.UID(syntax)
+    known = uid.UID(syntax, validation_mode=config.IGNORE)  # Else it warns, and quotes what it reads.
     if known.is_private or not known.is_transfer_syntax:
         return Form(False, "<", False, False, False)
     order = "<" if known.is_little_endian else ">"

@@ -121,3 +121,16 @@ def test_a_config_that_is_a_folder_and_a_csv_below_a_file_are_errors(rsna: Synth
         done = program("train", *needed, *words)
         assert done.returncode == 2, done.stderr
         assert done.stderr.startswith("error: ")
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_the_audit_runs_by_the_command_of_the_system_that_this_one_replaces(
+    irma: SynthSummary, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["audit", "--", "--csv", str(irma.csv), "--dicom-root", str(irma.root)]) == 0
+    assert {file.name for file in (tmp_path / "outputs" / "audit").iterdir()} == {
+        "audit.csv",
+        "audit.json",
+        "audit.html",
+    }
