@@ -6,7 +6,7 @@ The catalog reports and never repairs: what cannot be used stands in ``findings`
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from mammoray.config import LABELS, Classes, DataConfig, require_no_secret
 from mammoray.errors import CatalogError
 from mammoray.findings import Finding, each
 from mammoray.layouts import Tree
-from mammoray.readers import Rows
+from mammoray.source import Rows, Source
 from mammoray.storage import Place
 
 COLUMNS = (
@@ -126,13 +126,25 @@ def build(
 
 
 def _read(found: layouts.Found, tree: Tree, config: DataConfig, classes: Classes) -> Rows:
+    _require_columns_used(found, config)
     if found.table is not None:
-        source = readers.Source(table=found.table, tree=tree, config=config, classes=classes)
+        source = Source(table=found.table, tree=tree, config=config, classes=classes)
         return readers.READERS[found.name](source)
     if classes == "cancer":
         remedy = "Use --classes density or binary."
         raise CatalogError(f"the {found.name} layout", "labels of cancer", "density labels only", remedy)
     return imagefolders.READERS[found.name](tree)
+
+
+def _require_columns_used(found: layouts.Found, config: DataConfig) -> None:
+    """Refuse a column that the layout would pass over without a word, and with it a wanted group or label."""
+    given = [field.name for field in fields(DataConfig) if field.name.endswith("_column")]
+    given = [name for name in given if getattr(config, name) is not None]
+    unused = given if found.table is None else [name for name in given if name == "path_column" and found.name != "csv"]
+    if unused:
+        flags = ", ".join("--" + name.replace("_", "-") for name in unused)
+        remedy = "Leave it out, or use --dataset csv with a table of image paths."
+        raise CatalogError(f"the {found.name} layout", "only columns that it reads", flags, remedy)
 
 
 def _match(rows: Rows, table: str) -> tuple[pd.DataFrame, list[Finding]]:

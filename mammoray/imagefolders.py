@@ -2,7 +2,7 @@
 
 None of them knows its patients, and no rule can find them again. The number in the brackets of a file's name is the
 index of a woman's image in its folder or, for patches, of the image that it was cut from: images with the same letter
-and number stay together (:func:`mammoray.readers.weak_group`), and every result says that it may leak.
+and number stay together (:func:`mammoray.groups.weak_group`), and every result says that it may leak.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ import pandas as pd
 from mammoray import labels, storage
 from mammoray.errors import CatalogError
 from mammoray.findings import Finding, each
+from mammoray.groups import weak_group
 from mammoray.layouts import FEATURES, RASTER, Tree
-from mammoray.readers import COLUMNS, Rows, weak_group
+from mammoray.source import COLUMNS, Rows
 
 _LEAK = (
     "Patients are not known in this layout: {groups}, so that images of one woman may stand on both sides of the split "

@@ -121,3 +121,14 @@ def test_a_config_that_is_a_folder_and_a_csv_below_a_file_are_errors(rsna: Synth
         done = program("train", *needed, *words)
         assert done.returncode == 2, done.stderr
         assert done.stderr.startswith("error: ")
+
+
+def test_an_error_that_nobody_foresaw_is_status_2_and_not_the_1_of_an_unfit_data_set(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(args: object) -> int:
+        raise RuntimeError("unforeseen")
+
+    monkeypatch.setitem(cli.VERBS, "report", (cli.ReportArgs, fail, ""))
+    assert cli.main(["report", "--outdir", "x"]) == 2
+    assert "RuntimeError: unforeseen" in capsys.readouterr().err
