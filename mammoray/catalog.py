@@ -155,7 +155,7 @@ def _match(rows: Rows, table: str) -> tuple[pd.DataFrame, list[Finding]]:
         raise _unrelated(rows, table)
     findings = each(frame.loc[~present, ["image_id", "path"]].to_dict("records"), _no_file)
     findings += _unnamed(files, set(frame["path"]), table)
-    findings += each(rows.tree.empty, _empty) + each(rows.tree.outward, _outward)
+    findings += each(rows.tree.empty, _empty) + each(rows.tree.outward, _outward) + each(rows.tree.unnamed, _no_suffix)
     kept = frame[present]
     entries = [files[path] for path in kept["path"]]
     texts = {
@@ -227,6 +227,13 @@ def _outward(path: str) -> Finding:
     return Finding(
         severity="warning", file=path, reason="the link leads out of the root", expected="a file below --dicom-root",
         found="another place", what_to_do="Use --links follow if it is meant so.",
+    )  # fmt: skip
+
+
+def _no_suffix(path: str) -> Finding:
+    return Finding(
+        severity="warning", file=path, reason="the file's name has no suffix", expected=".dcm, .png or the like",
+        found="none", what_to_do="Give it the suffix of its kind if it is an image; it is not looked at.",
     )  # fmt: skip
 
 

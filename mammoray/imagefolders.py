@@ -49,7 +49,9 @@ def _listed(tree: Tree, features: list[str], images: set[str]) -> Rows:
             file = _image(known, f"{folder}/{name}" if folder else name)
             records.append({"label": label, "line": line, "path": file})
     frame = _frame(records)
-    leak = _LEAK.format(groups="images are grouped by the letter and number in their names")
+    alone = int((frame["patient_id"] == frame["path"]).sum())
+    rest = f", and {alone} without such a number by nothing" if alone else ""
+    leak = _LEAK.format(groups=f"images are grouped by the letter and number in their names{rest}")
     return Rows(
         frame=frame,
         tree=tree,

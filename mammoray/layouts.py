@@ -49,6 +49,8 @@ class Tree:
         Paths of the featureS.txt files.
     empty, outward : tuple of str
         Empty folders, and links that lead out of the root.
+    unnamed : tuple of str
+        Files whose name has no suffix, as some archives write their DICOMs.
     """
 
     root: str
@@ -56,6 +58,7 @@ class Tree:
     features: tuple[str, ...] = ()
     empty: tuple[str, ...] = ()
     outward: tuple[str, ...] = ()
+    unnamed: tuple[str, ...] = ()
 
     def below(self, folder: str) -> Tree:
         """The part of the tree in a folder of the root, with that folder as root."""
@@ -65,8 +68,8 @@ class Tree:
             return tuple(path[cut:] for path in paths if path.startswith(f"{folder}/"))
 
         files = {path[cut:]: entry for path, entry in self.files.items() if path.startswith(f"{folder}/")}
-        features, empty, outward = inside(self.features), inside(self.empty), inside(self.outward)
-        return Tree(storage.join(self.root, folder), files, features, empty, outward)
+        rest = map(inside, (self.features, self.empty, self.outward, self.unnamed))
+        return Tree(storage.join(self.root, folder), files, *rest)
 
     def like(self, pattern: str) -> int:
         """Number of images whose whole path from the root a regular expression matches, whatever its case."""
@@ -98,6 +101,7 @@ def read_tree(root: str, config: DataConfig) -> Tree:
         tuple(e.path for e in entries if storage.split(e.path)[1] == FEATURES),
         tuple(e.path for e in entries if e.kind == "empty folder"),
         tuple(e.path for e in entries if e.kind == "link out"),
+        tuple(e.path for e in entries if e.kind == "file" and "." not in storage.split(e.path)[1]),
     )
 
 

@@ -17,15 +17,13 @@ from mammoray import groups, labels, storage
 from mammoray.errors import CatalogError
 from mammoray.findings import Finding, each
 from mammoray.layouts import DICOM, PATHS, STUDY_LABEL, Tree
-from mammoray.source import COLUMNS, NAMED, Rows, Source, image_ids, one_meaning, stem, with_ids
+from mammoray.source import COLUMNS, NAMED, Rows, Source, image_ids, one_meaning, stem, with_ids, within
 
 
 def rsna(source: Source) -> Rows:
     """``train.csv`` and ``train_images/<patient_id>/<image_id>.dcm`` of the RSNA Screening Mammography set."""
     folder = "test_images" if source.table.find("prediction_id") else "train_images"
-    tree = (
-        source.tree.below(folder) if any(path.startswith(f"{folder}/") for path in source.tree.files) else source.tree
-    )
+    tree, beside = within(source.tree, folder, "train_images", "test_images")
     usual = "cancer" if source.cancer else "density"
     ids = {name: source.table.find(name) for name in ("patient_id", "image_id")}
     frame, blank = with_ids(source.read(ids, usual), list(ids))
@@ -34,7 +32,7 @@ def rsna(source: Source) -> Rows:
     by_stem = {stem(path): path for path in tree.files if path.lower().endswith(DICOM)}
     frame = frame.assign(label=source.parse(frame, usual), path=[by_stem.get(name, f"{name}.dcm") for name in names])
     frame, grouped_by = source.grouped(frame, "patient_id", ["patient_id"])
-    return Rows(frame=frame[list(COLUMNS)], tree=tree, grouped_by=grouped_by, findings=blank + twice)
+    return Rows(frame=frame[list(COLUMNS)], tree=tree, grouped_by=grouped_by, findings=beside + blank + twice)
 
 
 def irma(source: Source) -> Rows:
@@ -43,7 +41,7 @@ def irma(source: Source) -> Rows:
     Every image of an exam carries the exam's label, unless ``exam_images`` wants the first only.
     """
     _require_density(source)
-    tree = source.tree.below("archive") if any(p.startswith("archive/") for p in source.tree.files) else source.tree
+    tree, beside = within(source.tree, "archive")
     frame = source.read({"accession": source.table.find("AccessionNumber")}, "Classification")
     frame, findings = with_ids(frame, ["accession"])
     frame = frame.rename(columns={"accession": "exam"})
@@ -52,7 +50,7 @@ def irma(source: Source) -> Rows:
     frame = frame.assign(label=source.parse(frame, "Classification"))
     frame, twice = one_meaning(frame, ["exam"], source.table.name)
     frame, grouped_by = source.grouped(frame.assign(patient_id=frame["exam"]), "AccessionNumber")
-    findings += twice
+    findings += beside + twice
     of_exam = _by_folder(tree)
     frame, lost = _with_folder(frame, of_exam)
     if source.config.exam_images == "first":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -179,6 +180,31 @@ def with_ids(frame: pd.DataFrame, ids: Sequence[str]) -> tuple[pd.DataFrame, lis
         )  # fmt: skip
 
     return frame[~blank], each(list(frame.loc[blank, "line"]), lacking)
+
+
+def within(tree: Tree, folder: str, *ignored: str) -> tuple[Tree, list[Finding]]:
+    """The part of the tree in a folder, where it holds images, and a finding per other folder that does.
+
+    Parameters
+    ----------
+    tree : Tree
+    folder : str
+        Of the layout, in the root.
+    *ignored : str
+        Other folders that the layout has.
+    """
+    if not any(path.startswith(f"{folder}/") for path in tree.files):
+        return tree, []
+    tops = Counter(path.split("/", 1)[0] if "/" in path else "" for path in tree.files)
+
+    def beside(top: str) -> Finding:
+        return Finding(
+            severity="warning", file=f"{top or '.'}/", reason=f"images beside {folder} are not looked at",
+            expected=f"images in {folder}/", found=f"{tops[top]} images",
+            what_to_do=f"Move them into {folder}/ if they are wanted.",
+        )  # fmt: skip
+
+    return tree.below(folder), each(sorted(set(tops) - {folder, *ignored}), beside)
 
 
 def image_ids(paths: pd.Series) -> pd.Series:

@@ -84,3 +84,14 @@ def test_images_after_the_first_of_an_exam_are_not_said_to_have_no_row(tmp_path:
 
 def test_image_ids_are_paths_without_suffix_unless_two_share_one() -> None:
     assert list(source.image_ids(pd.Series(["a/1.dcm", "a/2.dcm", "a/2.png"]))) == ["a/1", "a/2.dcm", "a/2.png"]
+
+
+def test_images_beside_the_folder_of_the_layout_and_files_without_a_suffix_are_listed(tmp_path: Path) -> None:
+    irma = trees.touch(trees.irma(tmp_path / "irma"), ["more/1/1.dcm", "more/2/1.dcm", "archive/000702/IM0009"])
+    findings = {f.file: (f.severity, f.reason, f.found) for f in build(irma).findings if f.severity == "warning"}
+    assert findings == {
+        "more/": ("warning", "images beside archive are not looked at", "2 images"),
+        "000702/IM0009": ("warning", "the file's name has no suffix", "none"),
+    }
+    rsna = trees.touch(trees.rsna(tmp_path / "rsna"), ["test_images/1/2.dcm", "old/1/2.dcm"])
+    assert [f.file for f in build(rsna).findings] == ["old/"]
