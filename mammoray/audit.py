@@ -93,9 +93,11 @@ def summary(
     data: Catalog, table: pd.DataFrame, by_rule: Mapping[str, list[Finding]], config: AuditConfig, seconds: float
 ) -> dict[str, Any]:
     """What audit.json says beside the findings."""
-    absent = sum(finding.severity == "error" for finding in data.findings)
+    absent = sum(finding.count for finding in data.findings if finding.severity == "error")
     good, share = tally.share_readable(table, absent)
     reasons = why_not_fit(share, by_rule, config.min_readable)
+    if not data.rows["label"].notna().any():
+        reasons.append("no image has a label")
     return {
         "version": __version__,
         "fit": not reasons,
@@ -197,6 +199,7 @@ def of_labels(catalog: Catalog) -> tuple[Finding, ...]:
             expected="a label",
             found=f"{unlabelled} blank",
             what_to_do="Nothing: they are left out of training and evaluation.",
+            count=unlabelled,
         ),
     )
 
@@ -209,15 +212,16 @@ def write(findings: tuple[Finding, ...], outdir: Path, facts: Mapping[str, Any] 
     dict
         The content of audit.json.
     """
-    table = pd.DataFrame([asdict(finding) for finding in findings], columns=_COLUMNS)
+    ordered = sorted(findings, key=lambda finding: _SEVERITIES.index(finding.severity))
+    table = pd.DataFrame([asdict(finding) for finding in ordered], columns=_COLUMNS)
     table.to_csv(outdir / FILES[0], index=False)
-    groups = table.groupby(["severity", "reason", "what_to_do"], sort=True).size()
+    groups = table.groupby(["severity", "reason", "what_to_do"], sort=True)["count"].sum()
     by_reason = [{"severity": s, "reason": r, "count": int(n), "what_to_do": w} for (s, r, w), n in groups.items()]
     by_reason.sort(key=lambda row: _SEVERITIES.index(row["severity"]))
     content: dict[str, Any] = {
         **(facts or {}),
-        "findings": len(table),
-        "by_severity": {severity: int((table["severity"] == severity).sum()) for severity in _SEVERITIES},
+        "findings": int(table["count"].sum()),
+        "by_severity": {s: int(table.loc[table["severity"] == s, "count"].sum()) for s in _SEVERITIES},
         "by_reason": by_reason,
     }
     (outdir / FILES[1]).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -6,18 +6,18 @@ The catalog reports and never repairs: what cannot be used stands in ``findings`
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from mammoray import imagefolders, layouts, readers, storage, tables
+from mammoray import groups, imagefolders, layouts, readers, storage, tables
 from mammoray.config import LABELS, Classes, DataConfig, require_no_secret
 from mammoray.errors import CatalogError
 from mammoray.findings import Finding, each
 from mammoray.layouts import Tree
-from mammoray.rows import Rows, Source
+from mammoray.source import Rows, Source
 from mammoray.storage import Place
 
 COLUMNS = (
@@ -108,6 +108,7 @@ def build(
     rows = _read(found, tree, config, classes)
     table = "the table" if found.table is None else storage.split(found.table.name)[1]
     kept, findings = _match(rows, table)
+    findings += each(groups.alike(kept["patient_id"].unique()), _alike)
     if config.quarantine is not None:
         kept, held = _quarantine(kept, storage.absolute(config.quarantine))
         findings += held
@@ -126,6 +127,7 @@ def build(
 
 
 def _read(found: layouts.Found, tree: Tree, config: DataConfig, classes: Classes) -> Rows:
+    _require_columns_used(found, config)
     if found.table is not None:
         source = Source(table=found.table, tree=tree, config=config, classes=classes)
         return readers.READERS[found.name](source)
@@ -133,6 +135,17 @@ def _read(found: layouts.Found, tree: Tree, config: DataConfig, classes: Classes
         remedy = "Use --classes density or binary."
         raise CatalogError(f"the {found.name} layout", "labels of cancer", "density labels only", remedy)
     return imagefolders.READERS[found.name](tree)
+
+
+def _require_columns_used(found: layouts.Found, config: DataConfig) -> None:
+    """Refuse a column that the layout would pass over without a word, and with it a wanted group or label."""
+    given = [field.name for field in fields(DataConfig) if field.name.endswith("_column")]
+    given = [name for name in given if getattr(config, name) is not None]
+    unused = given if found.table is None else [name for name in given if name == "path_column" and found.name != "csv"]
+    if unused:
+        flags = ", ".join("--" + name.replace("_", "-") for name in unused)
+        remedy = "Leave it out, or use --dataset csv with a table of image paths."
+        raise CatalogError(f"the {found.name} layout", "only columns that it reads", flags, remedy)
 
 
 def _match(rows: Rows, table: str) -> tuple[pd.DataFrame, list[Finding]]:
@@ -143,7 +156,7 @@ def _match(rows: Rows, table: str) -> tuple[pd.DataFrame, list[Finding]]:
         raise _unrelated(rows, table)
     findings = each(frame.loc[~present, ["image_id", "path"]].to_dict("records"), _no_file)
     findings += _unnamed(files, set(frame["path"]), table)
-    findings += each(rows.tree.empty, _empty) + each(rows.tree.outward, _outward)
+    findings += each(rows.tree.empty, _empty) + each(rows.tree.outward, _outward) + each(rows.tree.unnamed, _no_suffix)
     kept = frame[present]
     entries = [files[path] for path in kept["path"]]
     texts = {
@@ -218,6 +231,21 @@ def _outward(path: str) -> Finding:
     )  # fmt: skip
 
 
+def _no_suffix(path: str) -> Finding:
+    return Finding(
+        severity="warning", file=path, reason="the file's name has no suffix", expected=".dcm, .png or the like",
+        found="none", what_to_do="Give it the suffix of its kind if it is an image; it is not looked at.",
+    )  # fmt: skip
+
+
+def _alike(names: list[str]) -> Finding:
+    return Finding(
+        severity="warning", tag="patient", reason="ids of patients differ in zeros, spaces or capitals only",
+        expected="one spelling of a patient", found=", ".join(names),
+        what_to_do="If they are one patient, correct the CSV: a split may divide her.",
+    )  # fmt: skip
+
+
 def _latin(table: str) -> Finding:
     return Finding(
         severity="note", file=table, reason="the table is not UTF-8", expected="UTF-8", found="other bytes",
@@ -227,7 +255,7 @@ def _latin(table: str) -> Finding:
 
 def _quarantine(rows: pd.DataFrame, path: str) -> tuple[pd.DataFrame, list[Finding]]:
     """Rows that a quarantine file does not name, and findings for those that it does."""
-    table = tables.open_table(path)
+    table = tables.open_table(path, "--quarantine")
     column = table.find("path", "image_id")
     if column is None:
         have = ", ".join(table.columns)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -235,7 +236,7 @@ def _config_file(argv: list[str]) -> Path | None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a verb; the exit status is its own, 0 where it has none, and 2 for an error that was explained."""
+    """Run a verb; the exit status is its own, 0 where it has none, and 2 for an error."""
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help"):
         print(_usage())
@@ -254,6 +255,9 @@ def main(argv: list[str] | None = None) -> int:
         return VERBS[verb][1](parse(verb, rest)) or 0
     except (MammorayError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except Exception:  # Python's own status for it is 1, which says of an audit that the data are not fit.
+        traceback.print_exc()
         return 2
 
 

@@ -27,6 +27,8 @@ class Finding:
         What, in the same words for all findings of a kind.
     expected, found, what_to_do : str
         Never a value of a header that may identify a patient.
+    count : int
+        Cases that it stands for.
     """
 
     severity: Severity
@@ -37,6 +39,7 @@ class Finding:
     expected: str = ""
     found: str = ""
     what_to_do: str = ""
+    count: int = 1
 
 
 def each(cases: Sequence[T], finding: Callable[[T], Finding]) -> list[Finding]:
@@ -44,5 +47,5 @@ def each(cases: Sequence[T], finding: Callable[[T], Finding]) -> list[Finding]:
     made = [finding(case) for case in cases[:LISTED]]
     rest = len(cases) - len(made)
     if rest:
-        made.append(replace(made[-1], image_id="", file="", found=f"{rest} more of these"))
+        made.append(replace(made[-1], image_id="", file="", found=f"{rest} more of these", count=rest))
     return made

@@ -2,7 +2,7 @@
 
 None of them knows its patients, and no rule can find them again. The number in the brackets of a file's name is the
 index of a woman's image in its folder or, for patches, of the image that it was cut from: images with the same letter
-and number stay together (:func:`mammoray.readers.weak_group`), and every result says that it may leak.
+and number stay together (:func:`mammoray.groups.weak_group`), and every result says that it may leak.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import pandas as pd
 from mammoray import labels, storage
 from mammoray.errors import CatalogError
 from mammoray.findings import Finding, each
+from mammoray.groups import weak_group
 from mammoray.layouts import FEATURES, RASTER, Tree
-from mammoray.readers import weak_group
-from mammoray.rows import COLUMNS, Rows
+from mammoray.source import COLUMNS, Rows
 
 _LEAK = (
     "Patients are not known in this layout: {groups}, so that images of one woman may stand on both sides of the split "
@@ -49,7 +49,9 @@ def _listed(tree: Tree, features: list[str], images: set[str]) -> Rows:
             file = _image(known, f"{folder}/{name}" if folder else name)
             records.append({"label": label, "line": line, "path": file})
     frame = _frame(records)
-    leak = _LEAK.format(groups="images are grouped by the letter and number in their names")
+    alone = int((frame["patient_id"] == frame["path"]).sum())
+    rest = f", and {alone} without such a number by nothing" if alone else ""
+    leak = _LEAK.format(groups=f"images are grouped by the letter and number in their names{rest}")
     return Rows(
         frame=frame,
         tree=tree,

@@ -49,6 +49,8 @@ class Tree:
         Paths of the featureS.txt files.
     empty, outward : tuple of str
         Empty folders, and links that lead out of the root.
+    unnamed : tuple of str
+        Files whose name has no suffix, as some archives write their DICOMs.
     """
 
     root: str
@@ -56,6 +58,7 @@ class Tree:
     features: tuple[str, ...] = ()
     empty: tuple[str, ...] = ()
     outward: tuple[str, ...] = ()
+    unnamed: tuple[str, ...] = ()
 
     def below(self, folder: str) -> Tree:
         """The part of the tree in a folder of the root, with that folder as root."""
@@ -65,8 +68,8 @@ class Tree:
             return tuple(path[cut:] for path in paths if path.startswith(f"{folder}/"))
 
         files = {path[cut:]: entry for path, entry in self.files.items() if path.startswith(f"{folder}/")}
-        features, empty, outward = inside(self.features), inside(self.empty), inside(self.outward)
-        return Tree(storage.join(self.root, folder), files, features, empty, outward)
+        rest = map(inside, (self.features, self.empty, self.outward, self.unnamed))
+        return Tree(storage.join(self.root, folder), files, *rest)
 
     def like(self, pattern: str) -> int:
         """Number of images whose whole path from the root a regular expression matches, whatever its case."""
@@ -98,6 +101,7 @@ def read_tree(root: str, config: DataConfig) -> Tree:
         tuple(e.path for e in entries if storage.split(e.path)[1] == FEATURES),
         tuple(e.path for e in entries if e.kind == "empty folder"),
         tuple(e.path for e in entries if e.kind == "link out"),
+        tuple(e.path for e in entries if e.kind == "file" and "." not in storage.split(e.path)[1]),
     )
 
 
@@ -242,8 +246,10 @@ def _patches(table: Table | None, tree: Tree, config: DataConfig) -> list[_Sign]
 
 
 def _folders(table: Table | None, tree: Tree, config: DataConfig) -> list[_Sign]:
-    named = {path.split("/")[-2] for path in tree.files if "/" in path}
-    classes = sorted(name for name in named if labels.parse_folder(name))
+    inside = [name for path in tree.files for name in path.split("/")[-2:-1] if labels.parse_folder(name)]
+    classes = sorted(set(inside))
+    if 0 < 2 * len(inside) < len(tree.files):
+        return [_Sign(False, f"only {len(inside)} of {len(tree.files)} images are in folders named by a class")]
     if tree.features or not classes:
         return [_Sign(False, "no folders named by a class" if not classes else f"there is a {FEATURES}")]
     return [_Sign(True, f"folders {', '.join(classes)} named by a class")]

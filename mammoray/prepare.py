@@ -94,9 +94,11 @@ def read_catalog(csv: Place | None, dicom_root: Place, config: Config, say: Say)
 
 
 def _counted(findings: tuple[Finding, ...]) -> str:
-    counts = Counter(finding.severity for finding in findings)
+    counts: Counter[str] = Counter()
+    for finding in findings:
+        counts[finding.severity] += finding.count
     said = ", ".join(f"{counts[kind]} {kind}s" for kind in ("error", "warning", "note") if counts[kind])
-    return f"{len(findings)} findings" + (f" ({said})" if said else "")
+    return f"{counts.total()} findings" + (f" ({said})" if said else "")
 
 
 def cache_path(outdir: Path, config: Config) -> str:

@@ -13,43 +13,26 @@ from dataclasses import replace
 
 import pandas as pd
 
-from mammoray import labels, storage, tables
+from mammoray import groups, labels, storage
 from mammoray.errors import CatalogError
 from mammoray.findings import Finding, each
 from mammoray.layouts import DICOM, PATHS, STUDY_LABEL, Tree
-from mammoray.rows import COLUMNS, Rows, Source, first_lines, one_meaning, require_groups
-
-_LEAVES = "a patient, who may then stand on both sides of the split and flatter the metrics"
+from mammoray.source import COLUMNS, NAMED, Rows, Source, image_ids, one_meaning, stem, with_ids, within
 
 
 def rsna(source: Source) -> Rows:
     """``train.csv`` and ``train_images/<patient_id>/<image_id>.dcm`` of the RSNA Screening Mammography set."""
     folder = "test_images" if source.table.find("prediction_id") else "train_images"
-    tree = (
-        source.tree.below(folder) if any(path.startswith(f"{folder}/") for path in source.tree.files) else source.tree
-    )
+    tree, beside = within(source.tree, folder, "train_images", "test_images")
     usual = "cancer" if source.cancer else "density"
     ids = {name: source.table.find(name) for name in ("patient_id", "image_id")}
-    frame = source.read(ids, usual)
-    group = source.column("--group-column", source.config.group_column)
+    frame, blank = with_ids(source.read(ids, usual), list(ids))
     frame, twice = one_meaning(frame, ["image_id"], source.table.name)
-    stems = frame["patient_id"] + "/" + frame["image_id"]
-    by_stem = {_stem(path): path for path in tree.files if path.endswith(DICOM) or path.lower().endswith(DICOM)}
-    frame = frame.assign(label=source.parse(frame, usual), path=[by_stem.get(stem, f"{stem}.dcm") for stem in stems])
-    if group is not None:
-        frame = regrouped(frame, source, group)
-    return Rows(frame=frame[list(COLUMNS)], tree=tree, grouped_by=group or "patient_id", findings=twice)
-
-
-def regrouped(frame: pd.DataFrame, source: Source, group: str) -> pd.DataFrame:
-    """Rows grouped by another column of the table."""
-    other = tables.read(source.table, {"group": group}).set_index("line")["group"]
-    values = other.reindex(frame["line"]).to_numpy()
-    return require_groups(frame.assign(patient_id=values), source, group)
-
-
-def _stem(path: str) -> str:
-    return path.rpartition(".")[0]
+    names = frame["patient_id"] + "/" + frame["image_id"]
+    by_stem = {stem(path): path for path in tree.files if path.lower().endswith(DICOM)}
+    frame = frame.assign(label=source.parse(frame, usual), path=[by_stem.get(name, f"{name}.dcm") for name in names])
+    frame, grouped_by = source.grouped(frame, "patient_id", ["patient_id"])
+    return Rows(frame=frame[list(COLUMNS)], tree=tree, grouped_by=grouped_by, findings=beside + blank + twice)
 
 
 def irma(source: Source) -> Rows:
@@ -58,35 +41,49 @@ def irma(source: Source) -> Rows:
     Every image of an exam carries the exam's label, unless ``exam_images`` wants the first only.
     """
     _require_density(source)
-    tree = source.tree.below("archive") if any(p.startswith("archive/") for p in source.tree.files) else source.tree
-    frame = source.read({"exam": source.table.find("AccessionNumber")}, "Classification")
+    tree, beside = within(source.tree, "archive")
+    frame = source.read({"accession": source.table.find("AccessionNumber")}, "Classification")
+    frame, findings = with_ids(frame, ["accession"])
+    frame = frame.rename(columns={"accession": "exam"})
     fifth = frame["cell"].str.removesuffix(".0") == labels.EXCLUDED
     frame = frame.assign(cell=frame["cell"].mask(fifth, ""), fifth=fifth)
     frame = frame.assign(label=source.parse(frame, "Classification"))
-    frame, findings = one_meaning(frame, ["exam"], source.table.name)
+    frame, twice = one_meaning(frame, ["exam"], source.table.name)
+    frame, grouped_by = source.grouped(frame.assign(patient_id=frame["exam"]), "AccessionNumber")
+    findings += beside + twice
     of_exam = _by_folder(tree)
     frame, lost = _with_folder(frame, of_exam)
     if source.config.exam_images == "first":
-        findings += each([(e, p[1:]) for e, p in sorted(of_exam.items()) if len(p) > 1], _first_only)
+        rest = {exam: of_exam[exam][1:] for exam in sorted(frame["exam"]) if len(of_exam[exam]) > 1}
+        findings += each(list(rest.items()), _first_only)
         of_exam = {exam: paths[:1] for exam, paths in of_exam.items()}
-    paths = frame["exam"].map(of_exam)
-    every = frame.assign(path=paths, patient_id=frame["exam"]).explode("path", ignore_index=True)
-    every = every.assign(image_id=every["path"].map(_stem))
+        tree = _without(tree, {path for paths in rest.values() for path in paths})
+    every = frame.assign(path=frame["exam"].map(of_exam)).explode("path", ignore_index=True)
+    every = every.assign(image_id=image_ids(every["path"]))
     five = every[every["fifth"]]
     kept = source.config.class_5 == "keep"
     findings += each(list(five["path"]), _kept if kept else _excluded)
     if not kept:
         gone = set(frame.loc[frame["fifth"], "exam"])
-        files = {path: entry for path, entry in tree.files.items() if path.split("/", 1)[0] not in gone}
-        every, tree = every[~every["fifth"]], replace(tree, files=files)
+        tree = _without(tree, {path for path in tree.files if path.split("/", 1)[0] in gone})
+        every = every[~every["fifth"]]
     limit = (
         "Patients are not known in this layout: images are grouped by accession number, so two exams of one woman "
         "may stand on both sides of the split and flatter the metrics."
     )
-    frame = every[list(COLUMNS)]
+    leak = limit if source.config.group_column is None else None
     return Rows(
-        frame=frame, tree=tree, grouped_by="AccessionNumber", findings=findings + lost, limits=(limit,), leak=limit
+        frame=every[list(COLUMNS)],
+        tree=tree,
+        grouped_by=grouped_by,
+        findings=findings + lost,
+        limits=(leak,) if leak else (),
+        leak=leak,
     )
+
+
+def _without(tree: Tree, paths: set[str]) -> Tree:
+    return replace(tree, files={path: entry for path, entry in tree.files.items() if path not in paths})
 
 
 def _require_density(source: Source) -> None:
@@ -132,14 +129,14 @@ def _first_only(case: tuple[str, list[str]]) -> Finding:
 
 def _excluded(path: str) -> Finding:
     return Finding(
-        severity="note", image_id=_stem(path), file=path, tag="Classification", reason="class 5 is excluded",
+        severity="note", image_id=stem(path), file=path, tag="Classification", reason="class 5 is excluded",
         expected="a class from 1 to 4", found=labels.EXCLUDED, what_to_do="Nothing: the class has no density.",
     )  # fmt: skip
 
 
 def _kept(path: str) -> Finding:
     return Finding(
-        severity="note", image_id=_stem(path), file=path, tag="Classification",
+        severity="note", image_id=stem(path), file=path, tag="Classification",
         reason="class 5 is kept, without a label", expected="a class from 1 to 4", found=labels.EXCLUDED,
         what_to_do="Nothing: it was asked for.",
     )  # fmt: skip
@@ -172,11 +169,12 @@ def study(source: Source) -> Rows:
     every = every[~lost]
     if every["path"].duplicated().any():
         twice = every.loc[every["path"].duplicated(keep=False)].sort_values("path")
+        lines = ", ".join(map(str, twice["line"].head(NAMED)))
         raise CatalogError(
-            f"{source.table.name}: lines {first_lines(twice)}", "one row per image", twice["path"].iloc[0], "Keep one."
+            f"{source.table.name}: lines {lines}", "one row per image", twice["path"].iloc[0], "Keep one."
         )
-    every = every.assign(image_id=every["path"].map(_stem))
-    return Rows(frame=every[list(COLUMNS)], tree=source.tree, grouped_by="patient_id", findings=findings)
+    every, grouped_by = source.grouped(every.assign(image_id=image_ids(every["path"])), "patient_id", ["patient_id"])
+    return Rows(frame=every[list(COLUMNS)], tree=source.tree, grouped_by=grouped_by, findings=findings)
 
 
 def _study_files(tree: Tree) -> pd.DataFrame:
@@ -197,54 +195,32 @@ def csv(source: Source) -> Rows:
     config, tree = source.config, source.tree
     path = source.column("--path-column", config.path_column, *PATHS)
     usual = ("cancer",) if source.cancer else ("density", "density_label", "label", "class", "Classification")
-    group = source.column(
-        "--group-column", config.group_column, "patient_id", "patient", "AccessionNumber", "accession"
-    )
-    frame = source.read({"given": path, "patient_id": group}, *usual)
-    frame = frame.assign(label=source.parse(frame, *usual))
-    known = {given: _below(given, tree) for given in frame["given"].unique()}
-    outside = frame["given"].map({given: inside is None for given, inside in known.items()}).astype(bool)
-    findings = each(list(frame.loc[outside, "given"]), _outside)
+    known = source.table.find("patient_id", "patient")
+    weaker = source.table.find("AccessionNumber", "accession")
+    frame = source.read({"path": path, "patient_id": known or weaker}, *usual)
+    frame, findings = with_ids(frame, ["path"])
+    frame = frame.assign(label=source.parse(frame, *usual), given=frame["path"])
+    inside = {given: _below(given, tree) for given in frame["given"].unique()}
+    outside = frame["given"].map({given: place is None for given, place in inside.items()}).astype(bool)
+    findings += each(list(frame.loc[outside, "given"]), _outside)
     frame = frame[~outside]
-    frame = frame.assign(path=frame["given"].map(known).astype("string"))
+    frame = frame.assign(path=frame["given"].map(inside).astype("string"))
     frame, twice = one_meaning(frame.drop(columns="given"), ["path"], source.table.name)
-    frame = frame.assign(image_id=frame["path"])
-    findings += twice
-    if group is not None:
-        frame = require_groups(frame, source, group)
-        leak = None if "patient" in group.lower() or config.group_column else _weak(group)
-        limits = (leak,) if leak else ()
-        return Rows(
-            frame=frame[list(COLUMNS)], tree=tree, grouped_by=group, findings=findings, limits=limits, leak=leak
-        )
-    frame = frame.assign(patient_id=frame["path"].map(weak_group))
-    leak = _weak("number in the file's name, or by file")
-    return Rows(frame=frame[list(COLUMNS)], tree=tree, grouped_by="file", findings=findings, limits=(leak,), leak=leak)
-
-
-def _weak(key: str) -> str:
-    return f"Patients are not known in these data: images are grouped by {key}, which may divide {_LEAVES}."
-
-
-def weak_group(path: str) -> str:
-    """The strictest group that a file's name shows where no patient is known.
-
-    The name up to the number in its brackets, without side and view: one woman's images carry the same number in the
-    folders of her sides and views. The letter in front stays, as it is the density, and a woman has one. The file
-    itself where there is no such number.
-
-    Examples
-    --------
-    >>> weak_group("DleftCC/d_left_cc (10).png"), weak_group("DrightMLO/d_right_mlo (10).png")
-    ('d(10)', 'd(10)')
-    >>> weak_group("p_d_left_cc(10)_3.png"), weak_group("A/7.png")
-    ('p_d(10)', 'A/7.png')
-    """
-    found = re.match(r"(.*?)[ _]*\((\d+)\)", storage.split(path)[1].lower())
-    if found is None:
-        return path
-    kind = re.sub(r"[ _]*(left|right|cc|mlo|ml|lm)(?=[ _]|$)", "", found[1])
-    return f"{kind}({int(found[2])})"
+    frame, group = source.grouped(frame, known or weaker or "file", ["patient_id"] if known else [])
+    if group == "file":
+        frame = frame.assign(patient_id=frame["path"].map(groups.weak_group))
+    else:
+        groups.require(frame, "patient_id", f"{source.table.name}: {group}")
+    sure = config.group_column is not None or known is not None
+    leak = None if sure else groups.weak("number in the file's name, or by file" if group == "file" else group)
+    return Rows(
+        frame=frame.assign(image_id=frame["path"])[list(COLUMNS)],
+        tree=tree,
+        grouped_by=group,
+        findings=findings + twice,
+        limits=(leak,) if leak else (),
+        leak=leak,
+    )
 
 
 def _below(given: str, tree: Tree) -> str | None:

@@ -26,7 +26,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from mammoray import deal
+from mammoray import deal, groups
 from mammoray.config import CLASS_NAMES, LABELS, Classes, SplitConfig
 from mammoray.errors import SplitError
 from mammoray.labels import class_index
@@ -115,6 +115,7 @@ def _around(labelled: pd.DataFrame, locked: set[str], config: SplitConfig, class
         found = f"none of its {len(locked)} patients among them"
         raise SplitError(where, "test patients with labelled images in these data", found, "Check --test-file.")
     others = labelled[~inside]
+    _require_no_lookalike(others, locked - set(labelled["patient_id"]), where)
     if others.empty:
         raise SplitError(where, "patients left to train and validate with", "none", "Shorten --test-file.")
     absent = len(locked) - present
@@ -127,6 +128,15 @@ def _around(labelled: pd.DataFrame, locked: set[str], config: SplitConfig, class
     every = pd.Series("test", index=labelled.index)
     every[others.index] = folds
     return _finish(labelled, every, classes, notes=notes[: bool(absent)], required=("train", "val"))
+
+
+def _require_no_lookalike(others: pd.DataFrame, absent: set[str], where: str) -> None:
+    """Refuse a test patient who is in the data under another spelling: she would be trained on."""
+    near = {groups.bare(patient) for patient in absent}
+    names = sorted({patient for patient in others["patient_id"].unique() if groups.bare(patient) in near})
+    if names:
+        found = f"{len(names)} with other zeros, spaces or capitals: {', '.join(names[:5])}"
+        raise SplitError(where, "test patients spelt as in the data", found, "Correct --test-file.")
 
 
 def _finish(

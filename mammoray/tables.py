@@ -65,8 +65,15 @@ class Table:
         return next((known[name.lower()] for name in names if name.lower() in known), None)
 
 
-def open_table(path: str) -> Table:
+def open_table(path: str, setting: str = "--csv") -> Table:
     """Read the header of a CSV and find its separator and encoding.
+
+    Parameters
+    ----------
+    path : str
+        Path or URI.
+    setting : str
+        The flag that it comes from, for errors.
 
     Raises
     ------
@@ -75,19 +82,19 @@ def open_table(path: str) -> Table:
     StorageError
         For a URI that leads nowhere.
     """
-    name = storage.shown(path)
+    name, remedy = storage.shown(path), f"Check {setting}."
     try:
         encoding = _encoding(path)
         head = _stream(path).read(_HEAD)
     except (OSError, pa.ArrowException) as error:
-        raise CatalogError(name, "a CSV file", storage.reason(error), _REMEDY) from None
+        raise CatalogError(name, "a CSV file", storage.reason(error), remedy) from None
     lines = head.decode(encoding, errors="replace").lstrip("\ufeff").splitlines()
     number, line = next(((i, line) for i, line in enumerate(lines, start=1) if line.strip()), (1, ""))
     rows = {separator: next(csv.reader(io.StringIO(line), delimiter=separator), []) for separator in _SEPARATORS}
     separator = max(_SEPARATORS, key=lambda s: len(rows[s]))
     columns = tuple(column.strip() for column in rows[separator])
     if not any(columns) or "\0" in line:
-        raise CatalogError(name, "a table with a header", "an empty or binary file", _REMEDY)
+        raise CatalogError(name, "a table with a header", "an empty or binary file", remedy)
     folded = [column.lower() for column in columns]
     twice = sorted({column for column in columns if column and folded.count(column.lower()) > 1})
     if twice:

@@ -10,10 +10,12 @@ import pydicom
 import pytest
 
 from mammoray import audit, catalog, cli, synth
-from mammoray.config import DataConfig, SynthConfig
+from mammoray import findings as kinds
+from mammoray.config import AuditConfig, DataConfig, SynthConfig
 from mammoray.findings import Finding, Severity
 from mammoray.synth import SynthSummary
-from tests import spoil
+from tests import spoil, trees
+from tests.audit_factory import dicom
 
 IDENTITY = ("Silva^Maria", "19610203", "Rua das Flores", "H-4711-X", "Dr^Souza")
 
@@ -123,7 +125,7 @@ def test_the_verdict_counts_and_reasons_agree(spoilt: Audited) -> None:
     assert spoilt.status == 1
     assert not content["fit"]
     assert any("leak" in reason for reason in content["why_not"])
-    assert content["findings"] == len(spoilt.found) == sum(content["by_severity"].values())
+    assert content["findings"] == spoilt.found["count"].astype(int).sum() == sum(content["by_severity"].values())
     assert content["readable"] == content["images"] - 8  # Eight of the damages make an image unreadable.
     assert content["counts"]["kinds"]["PNG"] == content["counts"]["kinds"]["JPEG"] == 1
     assert content["rules"]["same_pixels_across"] == 2
@@ -167,6 +169,21 @@ def test_too_few_readable_files_are_not_fit_and_the_limit_can_be_lowered(
         spoil.emptied(data, i)
     assert run(data, tmp_path / "out") == 1
     assert run(data, tmp_path / "out", "--min-readable", "0.8") == 0
+
+
+def test_absent_rows_beyond_those_that_are_listed_count_and_a_set_without_a_label_is_not_fit(
+    tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kinds, "LISTED", 5)
+    lines = ["patient_id,image_id,density", *(f"{i},{i}0," for i in range(40))]
+    csv = trees.table(tmp_path, "train.csv", lines)
+    (tmp_path / "0").mkdir()
+    (tmp_path / "0" / "00.dcm").write_bytes(dicom())
+    content = audit.run(csv, tmp_path, tmp_path / "out", DataConfig(), AuditConfig(), None, lambda line: None)
+    assert (content["images"], content["absent"]) == (1, 39)
+    assert content["by_severity"]["error"] == 39
+    assert not content["fit"]
+    assert "no image has a label" in content["why_not"]
 
 
 def test_what_cannot_be_looked_at_ends_with_status_2(rsna: SynthSummary, tmp_path: Path) -> None:

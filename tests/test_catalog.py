@@ -6,6 +6,7 @@ import pytest
 
 from benchmarks import rsna_table
 from mammoray import catalog
+from mammoray.config import DataConfig
 from mammoray.errors import CatalogError
 from mammoray.synth import SynthSummary
 from tests import trees
@@ -142,7 +143,7 @@ def test_ids_that_climb_out_of_the_root_find_no_file(copy: Path) -> None:
         csv.write("1,../../etc,passwd,L,CC,,0,0,0,,0,A,49,False\n")
     (copy / "secret.dcm").write_bytes(b"")
     findings = build(copy).findings
-    assert [(f.severity, f.reason, f.file) for f in findings] == [
+    assert [(f.severity, f.reason, f.file) for f in findings if f.file != "./"] == [
         ("error", "the row's id leads out of its folder", "../../etc/passwd.dcm")
     ]
 
@@ -164,3 +165,15 @@ def test_a_table_of_rsnas_size_gives_the_class_table_of_the_facts(tmp_path: Path
     }
     cancer = catalog.class_table(catalog.build(None, tmp_path, classes="cancer").rows, "cancer")
     assert cancer["cancer"].tolist() == [1158, 486]
+
+
+def test_ids_that_a_spreadsheet_may_have_changed_are_a_warning(tmp_path: Path) -> None:
+    lines = ["patient_id,image_id,density", "007,1,A", "7,2,A", "8,3,B"]
+    trees.table(tmp_path, "train.csv", lines)
+    data = catalog.build(None, trees.touch(tmp_path, ["007/1.dcm", "7/2.dcm", "8/3.dcm"]))
+    assert [(f.severity, f.found) for f in data.findings] == [("warning", "007, 7")]
+
+
+def test_a_missing_quarantine_list_is_an_error_that_names_its_flag(rsna: SynthSummary, tmp_path: Path) -> None:
+    with pytest.raises(CatalogError, match=r"none\.csv.*--quarantine"):
+        catalog.build(rsna.csv, rsna.root, DataConfig(quarantine=tmp_path / "none.csv"))

@@ -134,3 +134,14 @@ def test_the_audit_runs_by_the_command_of_the_system_that_this_one_replaces(
         "audit.json",
         "audit.html",
     }
+
+
+def test_an_error_that_nobody_foresaw_is_status_2_and_not_the_1_of_an_unfit_data_set(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(args: object) -> int:
+        raise RuntimeError("unforeseen")
+
+    monkeypatch.setitem(cli.VERBS, "report", (cli.ReportArgs, fail, ""))
+    assert cli.main(["report", "--outdir", "x"]) == 2
+    assert "RuntimeError: unforeseen" in capsys.readouterr().err

@@ -87,3 +87,10 @@ def test_a_spoiled_list_is_an_error_with_its_line(
 def test_there_are_no_cancer_labels_in_these_layouts(tmp_path: Path) -> None:
     with pytest.raises(CatalogError, match="--classes density"):
         catalog.build(None, trees.patches(tmp_path), DataConfig(), "cancer")
+
+
+def test_images_without_a_number_are_counted_where_the_grouping_is_said(tmp_path: Path) -> None:
+    names = ["p_d_left_cc_10_1", "p_d_left_cc_10_2", "p_g_right_mlo(7)"]
+    trees.features(tmp_path, "", dict.fromkeys(names, 0))
+    data = catalog.build(None, trees.touch(tmp_path, [f"{name}.png" for name in names]))
+    assert data.leak is not None and "2 without such a number by nothing" in data.leak

@@ -107,3 +107,9 @@ def test_no_root_and_a_root_without_images_are_errors(tmp_path: Path) -> None:
         catalog.build(None, tmp_path / "none")
     with pytest.raises(CatalogError, match="found 1 other files"):
         catalog.build(None, trees.touch(tmp_path, ["notes.txt"]))
+
+
+def test_one_folder_named_like_a_class_makes_no_set_of_class_folders(tmp_path: Path) -> None:
+    trees.touch(tmp_path, ["4/one.dcm", *(f"{i}/{k}.dcm" for i in range(50, 60) for k in range(2))])
+    with pytest.raises(CatalogError, match="only 1 of 21 images are in folders named by a class"):
+        catalog.build(None, tmp_path)

@@ -302,6 +302,13 @@ class TestTestFile:
         assert split.counts(made, self.ROWS)["left_out"] == {"images": 8, "patients": 4}
         assert made.notes[0].startswith("1 of the 5 patients") and made.notes[1].startswith("4 patients")
 
+    @pytest.mark.parametrize("spelling", ["a0001", " A0001", "A0001.0", "0A0001"])
+    def test_a_test_patient_in_another_spelling_is_an_error_and_not_trained_on(
+        self, spelling: str, tmp_path: Path
+    ) -> None:
+        with pytest.raises(SplitError, match=r"spelt as in the data.*1 with other zeros.*A0001"):
+            make(self.ROWS, test_file=self.file(tmp_path, ["B0001", spelling]))
+
     def test_absent_patients_and_classes_are_said_and_no_patient_at_all_is_an_error(self, tmp_path: Path) -> None:
         made = make(self.ROWS, test_file=self.file(tmp_path, ["A0001", "0001"]))
         assert made.notes == (

@@ -1,17 +1,15 @@
-"""What a reader of a layout with a table reads, the rows that it makes, and what no row may be.
-
-A row has one meaning and a group: a copy of it is a finding, and what would leave the choice to mammoray is an error.
-"""
+"""What the readers of the layouts share: the table with its tree, what comes of them, and rows that cannot be used."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
-from mammoray import labels, tables
+from mammoray import groups, labels, tables
 from mammoray.config import Classes, DataConfig
 from mammoray.errors import CatalogError
 from mammoray.findings import Finding, each
@@ -22,7 +20,8 @@ COLUMNS = (
     "image_id", "patient_id", "laterality", "view", "label", "site_id", "machine_id", "implant", "line", "path",
 )  # fmt: skip
 """What a reader makes of a row."""
-_NAMED = 5
+NAMED = 5
+"""Lines that an error names."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,6 +82,7 @@ class Source:
         config = self.config
         wanted = {
             **ids,
+            "group": self.column("--group-column", config.group_column),
             "cell": self.column("--label-column", config.label_column, *label),
             "laterality": self.column("--laterality-column", config.laterality_column, "laterality"),
             "view": self.column("--view-column", config.view_column, "view", "view_position"),
@@ -101,15 +101,30 @@ class Source:
         name = self.column("--label-column", self.config.label_column, *label)
         return labels.parse(frame["cell"].rename(name), frame["line"], self.table.name, self.classes)
 
+    def grouped(self, frame: pd.DataFrame, usual: str, known: Sequence[str] = ()) -> tuple[pd.DataFrame, str]:
+        """Rows whose ``patient_id`` is the column of ``--group-column``, where there is one, and that column's name.
+
+        Parameters
+        ----------
+        frame : pandas.DataFrame
+            With ``group``, of :meth:`read`.
+        usual : str
+            What stands in ``patient_id`` otherwise.
+        known : sequence of str
+            Columns of ``frame`` that name a patient together: no group may divide one.
+        """
+        column = self.column("--group-column", self.config.group_column)
+        if column is None:
+            return frame, usual
+        where = f"{self.table.name}: {column}"
+        groups.require(frame, "group", where)
+        groups.require_whole(frame, known, where)
+        return frame.assign(patient_id=frame["group"]), column
+
     @property
     def cancer(self) -> bool:
         """Whether the cancer label is asked for."""
         return self.classes == "cancer"
-
-
-def first_lines(frame: pd.DataFrame) -> str:
-    """Where rows stand in their table, for an error: the first few lines."""
-    return ", ".join(map(str, frame["line"].head(_NAMED)))
 
 
 def one_meaning(frame: pd.DataFrame, key: Sequence[str], table: str) -> tuple[pd.DataFrame, list[Finding]]:
@@ -129,7 +144,7 @@ def one_meaning(frame: pd.DataFrame, key: Sequence[str], table: str) -> tuple[pd
     if len(differing):
         first = differing.sort_values(keys)[keys].iloc[0]
         same = (repeated[keys] == first).all(axis=1)
-        lines = first_lines(repeated[same])
+        lines = ", ".join(map(str, repeated.loc[same, "line"].head(NAMED)))
         count = len(differing.drop_duplicates(keys))
         named = " ".join(first)
         raise CatalogError(
@@ -154,16 +169,50 @@ def _copies(case: tuple[Any, int]) -> Finding:
     )
 
 
-def require_groups(frame: pd.DataFrame, source: Source, column: str) -> pd.DataFrame:
-    """Refuse rows without a group: a split could not keep them together.
+def with_ids(frame: pd.DataFrame, ids: Sequence[str]) -> tuple[pd.DataFrame, list[Finding]]:
+    """Rows that have all ids, and findings for the others."""
+    blank = (frame[list(ids)] == "").any(axis=1)
 
-    Raises
-    ------
-    CatalogError
-        With the first lines.
+    def lacking(line: int) -> Finding:
+        return Finding(
+            severity="error", tag=", ".join(ids), reason="the row does not say its image", expected="no blank",
+            found=f"a blank in line {line}", what_to_do="Fill it in, or remove the row from the CSV.",
+        )  # fmt: skip
+
+    return frame[~blank], each(list(frame.loc[blank, "line"]), lacking)
+
+
+def within(tree: Tree, folder: str, *ignored: str) -> tuple[Tree, list[Finding]]:
+    """The part of the tree in a folder, where it holds images, and a finding per other folder that does.
+
+    Parameters
+    ----------
+    tree : Tree
+    folder : str
+        Of the layout, in the root.
+    *ignored : str
+        Other folders that the layout has.
     """
-    blank = frame["patient_id"].isna() | (frame["patient_id"] == "")
-    if blank.any():
-        found = f"{int(blank.sum())} blank cells, in lines {first_lines(frame[blank])}"
-        raise CatalogError(f"{source.table.name}: {column}", "the patient of every row", found, "Fill them in.")
-    return frame
+    if not any(path.startswith(f"{folder}/") for path in tree.files):
+        return tree, []
+    tops = Counter(path.split("/", 1)[0] if "/" in path else "" for path in tree.files)
+
+    def beside(top: str) -> Finding:
+        return Finding(
+            severity="warning", file=f"{top or '.'}/", reason=f"images beside {folder} are not looked at",
+            expected=f"images in {folder}/", found=f"{tops[top]} images",
+            what_to_do=f"Move them into {folder}/ if they are wanted.",
+        )  # fmt: skip
+
+    return tree.below(folder), each(sorted(set(tops) - {folder, *ignored}), beside)
+
+
+def image_ids(paths: pd.Series) -> pd.Series:
+    """Paths without their suffixes, or with them where two files differ in nothing else."""
+    stems = paths.map(stem)
+    return stems.where(~stems.duplicated(keep=False), paths)
+
+
+def stem(path: str) -> str:
+    """A path without the suffix of its file."""
+    return path.rpartition(".")[0]
