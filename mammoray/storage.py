@@ -2,6 +2,8 @@
 
 Credentials are those of the environment (such as AWS_ACCESS_KEY_ID), or the machine's role; a URI may carry other
 options of pyarrow's file systems in its query (``?region=eu-west-1&endpoint_override=...``), which stays at its end.
+
+pyarrow is imported where a URI asks for it: the children that decode files of a disk stay light and have one thread.
 """
 
 from __future__ import annotations
@@ -13,12 +15,12 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
-
-import pyarrow as pa
-from pyarrow import fs
+from typing import TYPE_CHECKING, Literal
 
 from mammoray.errors import StorageError
+
+if TYPE_CHECKING:
+    from pyarrow import fs
 
 Links = Literal["inside", "follow"]
 Place = str | Path
@@ -110,6 +112,9 @@ def filesystem(folder: str, setting: str = "--dicom-root") -> tuple[fs.FileSyste
     StorageError
         For a URI that pyarrow cannot read.
     """
+    import pyarrow as pa  # noqa: PLC0415
+    from pyarrow import fs  # noqa: PLC0415
+
     if not is_uri(folder):
         return fs.LocalFileSystem(use_mmap=True), str(Path(folder).absolute())
     try:
@@ -130,23 +135,32 @@ def reason(error: Exception) -> str:
 
 def is_folder(path: str, setting: str = "--dicom-root") -> bool:
     """Whether there is a folder; on an object store, whether any object lies below."""
-    if not is_uri(path):
-        return Path(path).is_dir()
-    return bool(_file_type(path, setting) == fs.FileType.Directory)
+    return _file_type(path, setting) == "Directory" if is_uri(path) else Path(path).is_dir()
 
 
 def is_file(path: str, setting: str = "--csv") -> bool:
     """Whether there is a file."""
-    return bool(_file_type(path, setting) == fs.FileType.File) if is_uri(path) else Path(path).is_file()
+    return _file_type(path, setting) == "File" if is_uri(path) else Path(path).is_file()
 
 
-def _file_type(path: str, setting: str) -> fs.FileType:
+def _file_type(path: str, setting: str) -> str:
+    """File, Directory or NotFound."""
+    import pyarrow as pa  # noqa: PLC0415
+
     system, inside = filesystem(path, setting)
     try:
-        return system.get_file_info(inside).type
+        return str(system.get_file_info(inside).type.name)
     except (pa.ArrowException, OSError) as error:
         remedy = f"Check {setting}, and the credentials of this storage in the environment."
         raise StorageError(shown(path), "storage that answers", reason(error), remedy) from None
+
+
+def local_path(path: str) -> str | None:
+    """The path on this machine's disks, also of a ``file://`` URI; None for what lies elsewhere."""
+    if not is_uri(path):
+        return str(Path(path).absolute())
+    system, inside = filesystem(path)
+    return inside if system.type_name == "local" else None
 
 
 def read(path: str, size: int | None = None) -> bytes:
@@ -174,9 +188,9 @@ def content(path: str) -> bytes | memoryview:
     OSError
         It cannot be read.
     """
-    if is_uri(path) and not isinstance(filesystem(path)[0], fs.LocalFileSystem):
+    local = local_path(path)
+    if local is None:
         return read(path)
-    local = filesystem(path)[1]
     with Path(local).open("rb") as file:
         if os.fstat(file.fileno()).st_size == 0:
             return b""
@@ -194,10 +208,10 @@ def walk(root: str, links: Links = "inside") -> Iterator[Entry]:
     StorageError
         The root cannot be listed.
     """
-    if is_uri(root) and not isinstance(filesystem(root)[0], fs.LocalFileSystem):
+    base = local_path(root)
+    if base is None:
         yield from _walk_storage(root)
         return
-    base = filesystem(root)[1]
     try:
         yield from _walk_disk(base, "", None if links == "follow" else str(Path(base).resolve()))
     except OSError as error:
@@ -229,6 +243,9 @@ def _leads_out(link: str, inside: str) -> bool:
 
 
 def _walk_storage(root: str) -> Iterator[Entry]:
+    import pyarrow as pa  # noqa: PLC0415
+    from pyarrow import fs  # noqa: PLC0415
+
     system, base = filesystem(root)
     try:
         infos = system.get_file_info(fs.FileSelector(base, recursive=True))
