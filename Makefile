@@ -33,6 +33,8 @@ bench: setup
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/fuzz.py
 	$(BIN)/python benchmarks/ingest.py
 	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python -W ignore benchmarks/train_ingest.py
+	$(BIN)/python -W ignore benchmarks/train.py
 	$(BIN)/python benchmarks/catalog.py
 	$(BIN)/python benchmarks/split.py
 	$(BIN)/python benchmarks/audit.py

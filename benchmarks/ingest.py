@@ -109,33 +109,52 @@ def _drain(pool: Pool, paths: list[Path]) -> None:
 
 
 def compressions(paths: list[Path]) -> None:
-    """Print bytes and milliseconds of an image for each compression that Parquet has."""
+    """Print bytes and milliseconds of an image as the cache writes it, with other compressions, and as Parquet."""
     for depth in (8, 16):
         config = DecodeConfig(depth=depth)
         records = [
             {"key": str(path), "pixels": np.ascontiguousarray(decode(path, config).pixels).tobytes()} for path in paths
         ]
-        for name in ("none", "lz4", "snappy", "zstd"):
-            write, read = [], []
+        for name, write, read in (
+            ("Arrow, none", partial(_arrow, compression=None), _read_arrow),
+            ("Arrow, lz4", _arrow, _read_arrow),
+            ("Arrow, zstd", partial(_arrow, compression="zstd"), _read_arrow),
+            ("Parquet, lz4", _parquet, _read_parquet),
+        ):
+            times, content = [], b""
             for _ in range(ROUNDS):
                 sink = io.BytesIO()
-                write.append(seconds(partial(_write, sink, name, records)))
-                file = pq.ParquetFile(pa.BufferReader(sink.getvalue()))
-                read.append(seconds(partial(_read, file)))
-            size, times = len(sink.getvalue()), (statistics.median(write), statistics.median(read))
-            milliseconds = [f"{1000 * t / len(records):.2f} ms" for t in times]
-            print(f"{depth:2d} bits, {name:6s} {size / len(records) / 1000:6.1f} KB, write, read: {milliseconds}")
+                writing = seconds(partial(write, sink, records))
+                content = sink.getvalue()
+                times.append((writing, seconds(partial(read, content))))
+            middle = [statistics.median(column) / len(records) * 1000 for column in zip(*times, strict=True)]
+            size = len(content) / len(records) / 1000
+            print(f"{depth:2d} bits, {name:12s} {size:6.1f} KB, write {middle[0]:.2f} ms, read {middle[1]:.2f} ms")
 
 
-def _write(sink: io.BytesIO, compression: str, records: list[dict[str, object]]) -> None:
+def _arrow(sink: io.BytesIO, records: list[dict[str, object]], compression: str | None = "lz4") -> None:
     with cache._writer(sink, compression) as writer:
         for record in records:
-            writer.write_batch(pa.RecordBatch.from_pylist([record], schema=cache._SCHEMA))
+            writer.write_batch(cache._batch([record]))
 
 
-def _read(file: pq.ParquetFile) -> None:
+def _read_arrow(content: bytes) -> None:
+    reader = pa.ipc.open_file(pa.BufferReader(content), options=pa.ipc.IpcReadOptions(use_threads=False))
+    for row in range(reader.num_record_batches):
+        np.frombuffer(reader.get_batch(row).column(cache._PIXELS).buffers()[2], np.uint8).max()
+
+
+def _parquet(sink: io.BytesIO, records: list[dict[str, object]]) -> None:
+    options = {"compression": "lz4", "use_dictionary": False, "write_statistics": False}
+    with pq.ParquetWriter(sink, cache._SCHEMA, **options) as writer:
+        for record in records:
+            writer.write_batch(cache._batch([record]))
+
+
+def _read_parquet(content: bytes) -> None:
+    file = pq.ParquetFile(pa.BufferReader(content))
     for row in range(file.num_row_groups):
-        np.frombuffer(file.read_row_group(row, columns=["pixels"]).column(0)[0].as_buffer(), np.uint8).sum()
+        np.frombuffer(file.read_row_group(row, columns=["pixels"]).column(0)[0].as_buffer(), np.uint8).max()
 
 
 def index(rows: int = 54_706, shard_images: int = 64) -> None:

@@ -97,7 +97,9 @@ def main() -> None:
             show(f"decode {images} images", took, images, watch)
             shard = Shard(table=decoded[0].rows, rank=0, workers=1)
             order = np.random.default_rng(0).permutation(len(decoded[0].rows) // BATCH * BATCH)
-            took = watch.run(lambda: sum(len(b["row"]) for b in shard.training_batches(order, BATCH, CONFIG)))
+            took = watch.run(
+                lambda: sum(len(b["row"]) for b in shard.training_batches(order, BATCH, (0, BATCH), CONFIG))
+            )
             show("an epoch in batches", took, len(order), watch)
         ray.shutdown()
 

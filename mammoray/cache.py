@@ -1,4 +1,4 @@
-"""The decoded cache: Parquet shards in a folder, on this machine's disks or on any storage that pyarrow reaches.
+"""The decoded cache: Arrow shards in a folder, on this machine's disks or on any storage that pyarrow reaches.
 
 It is addressed by what its content follows from: a folder per digest of (decode settings, decoder version), and in it a
 row per file under the digest of the file's path, size and modification time, as make and rsync judge. A shard is
@@ -28,8 +28,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
-from pyarrow import feather, fs
+from pyarrow import feather, fs, ipc
 
 from mammoray import storage
 from mammoray.config import DecodeConfig
@@ -47,6 +46,8 @@ _SCHEMA = pa.schema(
     ]
 )
 _TEXTS = [name for name in _SCHEMA.names if name != "pixels"]
+_PIXELS = _SCHEMA.get_field_index("pixels")
+_LAYOUT = "Arrow IPC, a batch an image"  # Part of the folder's address: other layouts stand elsewhere.
 INDEX_SCHEMA = pa.schema(
     [
         *(_SCHEMA.field(name) for name in _TEXTS),
@@ -58,14 +59,14 @@ INDEX_SCHEMA = pa.schema(
 """What is known of a cached file without its pixels; ``shard`` is the shard's name in its folder."""
 _STALE_NS = 24 * 3600 * 10**9
 _READERS = 16  # Requests at once to storage that answers slowly.
-_OPEN_SHARDS = 256  # Some 50 MB of Parquet footers.
+_OPEN_SHARDS = 1024  # A footer of 64 images takes some kilobytes.
 
 
 def cache_folder(cache: str, config: DecodeConfig) -> str:
     """Path or URI of the shards made with these settings by this version of the decoder, in this form."""
     from mammoray.decode import DECODER_VERSION  # noqa: PLC0415 - readers of the cache do without codecs.
 
-    return storage.join(cache, digest(config, DECODER_VERSION, _SCHEMA.names))
+    return storage.join(cache, digest(config, DECODER_VERSION, _SCHEMA.names, _LAYOUT))
 
 
 def _storage(folder: str) -> tuple[fs.FileSystem, str]:
@@ -102,7 +103,7 @@ def file_keys(rows: pd.DataFrame, root: str) -> pd.Series:
 
 
 def write_shard(folder: str, records: Iterable[dict[str, Any]]) -> pa.Table:
-    """Write a shard, a row group an image, so that a random read touches one; returns its rows of the index.
+    """Write a shard; returns its rows of the index.
 
     Parameters
     ----------
@@ -117,7 +118,7 @@ def write_shard(folder: str, records: Iterable[dict[str, Any]]) -> pa.Table:
         The storage does not take it.
     """
     filesystem, path = _storage(folder)
-    name = f"{uuid.uuid4().hex}.parquet"
+    name = f"{uuid.uuid4().hex}.arrow"
     target, partial = f"{path}/{name}", f"{path}/{name}.partial"
     texts: list[dict[str, Any]] = []
     with _write_errors(folder):
@@ -125,9 +126,9 @@ def write_shard(folder: str, records: Iterable[dict[str, Any]]) -> pa.Table:
     try:
         with _write_errors(folder), sink, _writer(sink) as writer:
             for record in records:
-                writer.write_batch(pa.RecordBatch.from_pylist([record], schema=_SCHEMA))
-                known = {column: record.get(column) for column in _TEXTS}
-                texts.append({**known, "shard": name, "position": len(texts)})
+                writer.write_batch(_batch([{"pixels": record.get("pixels")}]))
+                texts.append({column: record.get(column) for column in _TEXTS})
+            writer.write_batch(_batch(texts))
         with _write_errors(folder):
             size = filesystem.get_file_info(partial).size
             (filesystem.move(partial, target) if texts else filesystem.delete_file(partial))
@@ -135,12 +136,16 @@ def write_shard(folder: str, records: Iterable[dict[str, Any]]) -> pa.Table:
         with contextlib.suppress(OSError):
             filesystem.delete_file(partial)
         raise
-    return pa.Table.from_pylist([{**text, "bytes": size} for text in texts], schema=INDEX_SCHEMA)
+    return _index_rows(_batch(texts), name, size)
 
 
-def _writer(sink: Any, compression: str = "lz4") -> pq.ParquetWriter:
+def _batch(records: list[dict[str, Any]]) -> pa.RecordBatch:
+    return pa.RecordBatch.from_pylist(records, schema=_SCHEMA)
+
+
+def _writer(sink: Any, compression: str | None = "lz4") -> ipc.RecordBatchFileWriter:
     # lz4: benchmarks/ingest.py has what others cost.
-    return pq.ParquetWriter(sink, _SCHEMA, compression=compression, use_dictionary=False, write_statistics=False)
+    return ipc.new_file(sink, _SCHEMA, options=ipc.IpcWriteOptions(compression=compression))
 
 
 @contextlib.contextmanager
@@ -156,10 +161,16 @@ def _write_errors(folder: str) -> Iterator[None]:
         ) from None
 
 
-def read_index(folder: str) -> pa.Table:
+def read_index(folder: str, tidy: bool = True) -> pa.Table:
     """Everything but the pixels of every cached file, as :data:`INDEX_SCHEMA`; the first shard by name counts.
 
-    Where the folder's written index is behind, it is brought up to date.
+    Parameters
+    ----------
+    folder : str
+        Of :func:`cache_folder`; there may be none.
+    tidy : bool
+        Whether to bring the folder's written index up to date where it is behind, and to clear away what killed runs
+        left.
 
     Raises
     ------
@@ -173,14 +184,15 @@ def read_index(folder: str) -> pa.Table:
         raise IngestError(
             storage.shown(folder), "a folder that can be read", storage.reason(error), "Check --cache."
         ) from None
-    _clear_away(filesystem, entries)
-    sizes = {entry.base_name: entry.size for entry in entries if entry.base_name.endswith(".parquet")}
+    if tidy:
+        _clear_away(filesystem, entries)
+    sizes = {entry.base_name: entry.size for entry in entries if entry.base_name.endswith(".arrow")}
     known = _read_known(filesystem, path, sizes)
     others = sorted(set(sizes) - set(known["shard"].unique().to_pylist()))
     with ThreadPoolExecutor(_READERS) as pool:
         tables = pool.map(lambda name: _read_texts(folder, name, sizes[name]), others)
         index = first_of_each(pa.concat_tables([known, *tables]))
-    if others:
+    if others and tidy:
         write_index(folder, index)
     return index
 
@@ -212,20 +224,25 @@ def _read_known(filesystem: fs.FileSystem, path: str, sizes: dict[str, int]) -> 
 
 
 def _read_texts(folder: str, name: str, size: int) -> pa.Table:
-    with _shard_errors(storage.join(folder, name)):
-        filesystem, path = _storage(folder)
-        with filesystem.open_input_file(f"{path}/{name}") as source:
-            table = pq.ParquetFile(source, pre_buffer=True).read(columns=_TEXTS, use_threads=False)
-    rows = len(table)
+    shard = storage.join(folder, name)
+    with _shard_errors(shard):
+        reader = _reader(shard)
+        texts = reader.get_batch(reader.num_record_batches - 1)
+        texts.validate(full=True)  # Offsets in a damaged file may lead anywhere.
+        return _index_rows(texts, name, size)
+
+
+def _index_rows(texts: pa.RecordBatch, name: str, size: int) -> pa.Table:
+    rows = len(texts)
     own = [pa.array([name] * rows, pa.string()), pa.array(range(rows), pa.int64()), pa.array([size] * rows, pa.int64())]
-    return pa.table([*table.columns, *own], schema=INDEX_SCHEMA)
+    return pa.table([*(texts.column(column) for column in _TEXTS), *own], schema=INDEX_SCHEMA)
 
 
 @contextlib.contextmanager
 def _shard_errors(shard: str) -> Iterator[None]:
     try:
         yield
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError, LookupError) as error:  # Damaged metadata leads to any of them.
         raise IngestError(
             storage.shown(shard), "a shard of the decoded cache", storage.reason(error),
             "If it is damaged, delete it: its images are decoded again. Else run again.",
@@ -247,11 +264,18 @@ def shard_paths(folder: str, names: pd.Series) -> pd.Series:
     return names.map({name: storage.join(folder, name) for name in names.dropna().unique()})
 
 
-@functools.lru_cache(maxsize=_OPEN_SHARDS)
-def _open_shard(shard: str) -> pq.ParquetFile:
+def _reader(shard: str) -> ipc.RecordBatchFileReader:
     folder, name = storage.split(shard)
     filesystem, path = _storage(folder)
-    return pq.ParquetFile(filesystem.open_input_file(f"{path}/{name}"))
+    # One thread: the tasks of Ray Data are as many as the cores.
+    options = ipc.IpcReadOptions(use_threads=False)
+    reader = ipc.open_file(filesystem.open_input_file(f"{path}/{name}"), options=options)
+    if not reader.schema.equals(_SCHEMA):
+        raise pa.ArrowInvalid("other columns than those of a shard")
+    return reader
+
+
+_open_shard = functools.lru_cache(maxsize=_OPEN_SHARDS)(_reader)
 
 
 def load_pixels(shards: list[str], positions: npt.NDArray[np.int64], config: DecodeConfig) -> npt.NDArray[Any]:
@@ -270,9 +294,10 @@ def load_pixels(shards: list[str], positions: npt.NDArray[np.int64], config: Dec
 
     def load(shard: str) -> None:
         with _shard_errors(shard):
+            reader = _open_shard(shard)
             for row in rows_of[shard]:
-                column = _open_shard(shard).read_row_group(int(positions[row]), columns=["pixels"]).column(0)
-                images[row] = np.frombuffer(column[0].as_buffer(), dtype=dtype).reshape(config.height, config.width)
+                content = _pixels(reader.get_batch(int(positions[row])), images[row].nbytes)
+                images[row] = np.frombuffer(content, dtype=dtype).reshape(images.shape[1:])
 
     if shards and isinstance(_storage(storage.split(shards[0])[0])[0], fs.LocalFileSystem):
         for shard in rows_of:  # A mapped file has nothing to wait for.
@@ -281,3 +306,11 @@ def load_pixels(shards: list[str], positions: npt.NDArray[np.int64], config: Dec
         with ThreadPoolExecutor(_READERS) as pool:
             list(pool.map(load, rows_of))
     return images
+
+
+def _pixels(batch: pa.RecordBatch, size: int) -> pa.Buffer:
+    # By the buffer itself: its length is known, where offsets in a damaged file may lead anywhere.
+    content = batch.column(_PIXELS).buffers()[2]
+    if content is None or content.size != size:
+        raise pa.ArrowInvalid(f"{content.size if content else 0} bytes of pixels instead of {size}")
+    return content

@@ -13,7 +13,8 @@ import numpy as np
 import pandas as pd
 
 from mammoray import groups, imagefolders, layouts, readers, storage, tables
-from mammoray.config import LABELS, Classes, DataConfig, require_no_secret
+from mammoray.checks import require_no_secret
+from mammoray.config import LABELS, Classes, DataConfig
 from mammoray.errors import CatalogError
 from mammoray.findings import Finding, each
 from mammoray.layouts import Tree
@@ -32,6 +33,7 @@ COLUMNS = (
     "site_id",
     "machine_id",
     "implant",
+    "age",
     "line",
 )
 
@@ -45,7 +47,8 @@ class Catalog:
     rows : pandas.DataFrame
         One row per image that is both named and there, sorted by ``image_id``; the columns are :data:`COLUMNS`.
         ``label`` is one of :data:`mammoray.config.LABELS` or missing; ``path`` is relative to ``root`` with forward
-        slashes; ``size`` is in bytes; ``line`` is that of the table, 0 where there is none.
+        slashes; ``size`` is in bytes; ``age`` is in years, as the table writes it; ``line`` is that of the table, 0
+        where there is none. What the table does not say is blank.
     root : str
         Path or URI that ``path`` starts from.
     layout : str
@@ -281,6 +284,13 @@ def _not_there(name: str, file: str) -> Finding:
         severity="warning", file=name, reason="a quarantined image is not in the data", expected=f"an image of {file}",
         found="none", what_to_do="Check that --quarantine belongs to these data.",
     )  # fmt: skip
+
+
+def cells(data: pd.DataFrame, name: str) -> pd.Series:
+    """A column of the catalog as text in capitals, blanks where the layout has none."""
+    if name not in data:
+        return pd.Series("", index=data.index, dtype=object)
+    return data[name].astype(object).fillna("").astype(str).str.strip().str.upper()
 
 
 def class_table(rows: pd.DataFrame, classes: Classes) -> pd.DataFrame:

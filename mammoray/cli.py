@@ -6,6 +6,7 @@ This module imports neither Ray nor torch, so that help is there at once; a verb
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -17,15 +18,13 @@ import tyro
 
 from mammoray import __version__, plain
 from mammoray.config import AuditConfig, Config, DataConfig, DecodeConfig, IngestConfig, Scale, SynthConfig
-from mammoray.errors import MammorayError
+from mammoray.errors import ConfigError, InterruptedRunError, MammorayError
 
 NOTICE = "Research software, not a medical device: not for diagnosis."
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TrainArgs:
-    """From a CSV and DICOMs to a trained, evaluated model: catalog, split, decode, train, evaluate, report."""
-
+class _RunArgs:
     dicom_root: str
     """The folder of the images, such as the one with train_images/ or archive/; a path, or a URI that pyarrow reaches
     (s3://bucket/prefix, gs://), whose credentials are those of the environment."""
@@ -41,7 +40,23 @@ class TrainArgs:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class CrossvalArgs(TrainArgs):
+class TrainArgs(_RunArgs):
+    """From a CSV and DICOMs to a trained, evaluated model: catalog, split, decode, train, evaluate, report."""
+
+    dry_run: bool = False
+    """Check everything and say what the run would do, need and take; decode a few files, train nothing, write
+    nothing."""
+    overfit_batch: bool = False
+    """Instead of the run: see whether the network can learn its first batch by heart, without augmentation and dropout.
+    Writes nothing but the images of this batch into the cache. The exit status is 0 where it can, and 1 where not."""
+
+    def __post_init__(self) -> None:
+        if self.dry_run and self.overfit_batch:
+            raise ConfigError("--dry-run with --overfit-batch", "one of them", "both", "Leave either out.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CrossvalArgs(_RunArgs):
     """Train and test on each of --folds parts in turn, and judge all test predictions together.
 
     The output folder gets a run's folder per fold (fold-0, fold-1, ...), and metrics.json and predictions.parquet of
@@ -114,13 +129,13 @@ class ReportArgs:
     """The run's folder."""
 
 
-def _source(args: TrainArgs) -> Any:
+def _source(args: _RunArgs) -> Any:
     from mammoray.pipeline import Source
 
     return Source(*_places(args))
 
 
-def _places(args: TrainArgs | AuditArgs | PrepareArgs) -> tuple[str | None, str, Path]:
+def _places(args: _RunArgs | AuditArgs | PrepareArgs) -> tuple[str | None, str, Path]:
     """Table, root and output folder, for a process with another working folder."""
     from mammoray import storage
 
@@ -128,20 +143,25 @@ def _places(args: TrainArgs | AuditArgs | PrepareArgs) -> tuple[str | None, str,
     return csv, storage.absolute(args.dicom_root), args.outdir.absolute()
 
 
-def _train(args: TrainArgs) -> None:
+def _train(args: TrainArgs) -> int:
     from mammoray import cluster, pipeline
 
+    if args.dry_run or args.overfit_batch:
+        verb = pipeline.dry_run if args.dry_run else pipeline.overfit
+        good = cluster.run_there(args.scale.address, verb, _source(args), args.settings, args.scale, say)
+        return 0 if good else 1
     metrics = cluster.run_there(args.scale.address, pipeline.run, _source(args), args.settings, args.scale, say)
     for line in pipeline.headline(metrics):
         say(line)
     say(f"report: {args.outdir.absolute() / 'report.html'}")
     say(NOTICE)
+    return 0
 
 
 def _crossval(args: CrossvalArgs) -> None:
-    from mammoray import cluster, pipeline
+    from mammoray import cluster, crossval, pipeline
 
-    metrics = cluster.run_there(args.scale.address, pipeline.crossval, _source(args), args.settings, args.scale, say)
+    metrics = cluster.run_there(args.scale.address, crossval.run, _source(args), args.settings, args.scale, say)
     for line in pipeline.headline(metrics):
         say(line)
     say(f"reports: {args.outdir.absolute()}/fold-*/report.html")
@@ -214,7 +234,7 @@ def parse(verb: str, argv: list[str]) -> Any:
     """Arguments of a verb: flags before the file of ``--config`` before defaults."""
     kind = VERBS[verb][0]
     options: dict[str, Any] = {}
-    if issubclass(kind, TrainArgs | PrepareArgs) and (file := _config_file(argv)) is not None:
+    if issubclass(kind, _RunArgs | PrepareArgs) and (file := _config_file(argv)) is not None:
         needed = dict.fromkeys(("dicom_root", "outdir"), tyro.MISSING)
         options["default"] = kind(**needed, config=file, **_sections(kind, plain.load_toml(file)))
     return tyro.cli(kind, prog=f"mammoray {verb}", args=argv, config=(tyro.conf.OmitArgPrefixes,), **options)
@@ -253,6 +273,9 @@ def main(argv: list[str] | None = None) -> int:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's own advice against its warning on CPU.
     try:
         return VERBS[verb][1](parse(verb, rest)) or 0
+    except InterruptedRunError as error:
+        print(f"stopped: {error}", file=sys.stderr)
+        return 128 + signal.SIGTERM  # As a shell says it.
     except (MammorayError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -80,12 +80,17 @@ def run_there(address: str | None, function: Callable[..., T], *args: Any) -> T:
     if not is_client(address):
         return function(*args)
     with connect(address):
-        remote = ray.remote(num_cpus=0, max_retries=0)(function)
-        try:
-            result: T = ray.get(remote.remote(*args))
-        except ray.exceptions.RayTaskError as error:
-            raise error.cause if isinstance(error.cause, Exception) else error from error
-        return result
+        return run_with(0, 0, function, *args)
+
+
+def run_with(cpus: float, gpus: float, function: Callable[..., T], *args: Any) -> T:
+    """Call ``function`` as a task, on whichever node has these resources free; its errors arrive as they were."""
+    remote = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0)(function)
+    try:
+        result: T = ray.get(remote.remote(*args))
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause if isinstance(error.cause, Exception) else error from error
+    return result
 
 
 def _check_reachable(address: str | None, source: str = "--address") -> None:

@@ -7,12 +7,23 @@ text under it is the help. A field name is therefore unique over all sections.
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Literal
 
+from mammoray.checks import require, require_choices, require_no_secret
 from mammoray.errors import ConfigError
+from mammoray.recipe import (
+    AugmentConfig,
+    CollapseConfig,
+    EvaluateConfig,
+    LossConfig,
+    ModelConfig,
+    OptimConfig,
+    SampleConfig,
+    SpeedConfig,
+    TrainConfig,
+)
 
 Classes = Literal["density", "binary", "cancer"]
 CLASS_NAMES: dict[str, tuple[str, ...]] = {
@@ -23,37 +34,6 @@ CLASS_NAMES: dict[str, tuple[str, ...]] = {
 """What the model's outputs stand for."""
 LABELS: dict[str, tuple[str, ...]] = {**CLASS_NAMES, "binary": CLASS_NAMES["density"]}
 """The labels of images, in the order of the classes: density and binary have the same, and so one split."""
-
-
-def _require(ok: bool, name: str, expected: str, found: object) -> None:
-    if not ok:
-        flag = "--" + name.replace("_", "-")
-        raise ConfigError(flag, expected, repr(found), f"Change {flag}, or {name} in the config file.")
-
-
-def _require_choices(section: Any) -> None:
-    """Check every ``Literal`` field of ``section``: dataclasses do not, and a TOML file can hold anything."""
-    for name, hint in get_type_hints(type(section)).items():
-        if get_origin(hint) is Literal:
-            choices, value = get_args(hint), getattr(section, name)
-            ok = value in choices and not isinstance(value, bool)
-            _require(ok, name, f"one of {', '.join(map(repr, choices))}", value)
-
-
-def require_no_secret(uri: str, flag: str) -> None:
-    """Refuse a URI with a password or a key in it: settings are written down and shown.
-
-    Raises
-    ------
-    ConfigError
-        Without the URI.
-    """
-    head, _, query = uri.partition("?")
-    user = head.partition("://")[2].partition("/")[0].rpartition("@")[0]
-    keys = [part.partition("=")[0] for part in query.split("&")] if "://" in head else []
-    if ":" in user or any(re.search("sig|secret|token|passw|credential|access_?key", key, re.I) for key in keys):
-        remedy = "Set them in the environment (such as AWS_ACCESS_KEY_ID), or give the machines a role."
-        raise ConfigError(flag, "a URI without credentials", "some in it", remedy)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,7 +74,7 @@ class DataConfig:
     error."""
 
     def __post_init__(self) -> None:
-        _require_choices(self)
+        require_choices(self)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -122,13 +102,13 @@ class SplitConfig:
     """A split.csv of an earlier run to use instead of a new split: columns image_id, patient_id, fold."""
 
     def __post_init__(self) -> None:
-        _require_choices(self)
-        _require(self.folds >= 3, "folds", "an integer of at least 3 (train, validation and test)", self.folds)
-        _require(0 <= self.fold < self.folds, "fold", f"0 to {self.folds - 1}", self.fold)
+        require_choices(self)
+        require(self.folds >= 3, "folds", "an integer of at least 3 (train, validation and test)", self.folds)
+        require(0 <= self.fold < self.folds, "fold", f"0 to {self.folds - 1}", self.fold)
         val, test = self.val_share, self.test_share or 0.0
-        _require(val is None or 0.001 <= val < 1, "val_share", "a share from 0.001 to below 1", val)
-        _require(test == 0 or 0.001 <= test < 1, "test_share", "0, or a share from 0.001 to below 1", test)
-        _require(test + (val or 0.0) <= 0.999, "test_share", "room for training beside the other shares", test)
+        require(val is None or 0.001 <= val < 1, "val_share", "a share from 0.001 to below 1", val)
+        require(test == 0 or 0.001 <= test < 1, "test_share", "0, or a share from 0.001 to below 1", test)
+        require(test + (val or 0.0) <= 0.999, "test_share", "room for training beside the other shares", test)
         others = {
             "split_file": ("val_share", "test_share", "test_file"),
             "test_file": ("test_share",),
@@ -137,25 +117,10 @@ class SplitConfig:
         for name in [n for n in others if getattr(self, n) is not None]:
             for other in others[name]:
                 ok = getattr(self, other) in (None, 0)
-                _require(ok, other, f"no such setting beside --{name.replace('_', '-')}", getattr(self, other))
-        _require(not test or val is not None, "test_share", "--val-share beside it", test)
+                require(ok, other, f"no such setting beside --{name.replace('_', '-')}", getattr(self, other))
+        require(not test or val is not None, "test_share", "--val-share beside it", test)
         ok = self.test_patients == "test" or self.test_file is not None
-        _require(ok, "test_patients", "--test-file beside it", self.test_patients)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SampleConfig:
-    """In which order, and how often, training rows are drawn."""
-
-    sampler: Literal["natural", "balanced"] = "natural"
-    """natural: every row once an epoch. balanced: rows drawn with replacement so that all classes are equally
-    frequent."""
-    batch_size: int = 16
-    """Images in one optimiser step, over all workers together; a multiple of --num-workers."""
-
-    def __post_init__(self) -> None:
-        _require_choices(self)
-        _require(self.batch_size >= 2, "batch_size", "at least 2 images", self.batch_size)
+        require(ok, "test_patients", "--test-file beside it", self.test_patients)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -191,10 +156,10 @@ class DecodeConfig:
     """Bits of a decoded pixel. 8 is what a display window was made for and halves the cache; 16 keeps fine contrast."""
 
     def __post_init__(self) -> None:
-        _require_choices(self)
+        require_choices(self)
         for name in ("height", "width"):
-            _require(32 <= getattr(self, name) <= 8192, name, "32 to 8192 pixels", getattr(self, name))
-        _require(0.5 <= self.detail <= 1, "detail", "0.5 to 1", self.detail)
+            require(32 <= getattr(self, name) <= 8192, name, "32 to 8192 pixels", getattr(self, name))
+        require(0.5 <= self.detail <= 1, "detail", "0.5 to 1", self.detail)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -216,9 +181,9 @@ class IngestConfig:
     def __post_init__(self) -> None:
         if self.cache is not None:
             require_no_secret(self.cache, "--cache")
-        _require(self.shard_images >= 1, "shard_images", "at least 1 image", self.shard_images)
-        _require(0 < self.limit_seconds < math.inf, "limit_seconds", "above 0", self.limit_seconds)
-        _require(0 <= self.min_decoded <= 1, "min_decoded", "a share from 0 to 1", self.min_decoded)
+        require(self.shard_images >= 1, "shard_images", "at least 1 image", self.shard_images)
+        require(0 < self.limit_seconds < math.inf, "limit_seconds", "above 0", self.limit_seconds)
+        require(0 <= self.min_decoded <= 1, "min_decoded", "a share from 0 to 1", self.min_decoded)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -234,81 +199,8 @@ class AuditConfig:
     """With --pixels: seconds that one file may take."""
 
     def __post_init__(self) -> None:
-        _require(0 <= self.min_readable <= 1, "min_readable", "a share from 0 to 1", self.min_readable)
-        _require(0 < self.limit_seconds < math.inf, "limit_seconds", "above 0", self.limit_seconds)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ModelConfig:
-    """The network."""
-
-    arch: str = "efficientnet_b0"
-    """A timm model name, such as efficientnet_b0, resnet50 or convnext_tiny."""
-    pretrained: bool = True
-    """Start from timm's pretrained weights (needs a model hub within reach, or --weights)."""
-    weights: Path | None = None
-    """A file of weights to start from instead of the hub: .safetensors, or a torch state dict (loaded without pickle
-    code). Its classifier is left out when it has another number of classes."""
-    channels: Literal[1, 3] = 1
-    """Input channels of the network. 1: the stem is converted, its filters summed. 3: the grey image is replicated,
-    for backbones whose stem cannot be converted."""
-    dropout: float = 0.2
-    """Dropout before the classifier, a probability from 0 to below 1."""
-
-    def __post_init__(self) -> None:
-        _require_choices(self)
-        _require(0 <= self.dropout < 1, "dropout", "0 to below 1", self.dropout)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TrainConfig:
-    """The optimisation."""
-
-    epochs: int = 20
-    """Passes over the training rows."""
-    lr: float = 3e-4
-    """Peak learning rate of AdamW for the global batch; reached after the warm-up, then a cosine down to zero."""
-    weight_decay: float = 0.05
-    """AdamW's decoupled weight decay; not applied to biases and norms."""
-    warmup_epochs: float = 1.0
-    """Epochs of linear warm-up from zero to lr."""
-    label_smoothing: float = 0.0
-    """Probability mass spread over the other classes, 0 to below 1."""
-    class_weights: bool = False
-    """Weight the loss by inverse class frequency. Not together with --sampler balanced: both correct the same
-    imbalance."""
-    clip_grad: float = 1.0
-    """Largest gradient norm; 0 switches clipping off."""
-    augment: bool = True
-    """Mirror top to bottom, rotate, scale, shift, and vary brightness and contrast, on the device, in training only."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Arithmetic of the forward pass; bf16 is autocast and wants a GPU that has it."""
-    monitor: Literal["kappa", "balanced_accuracy", "auc", "loss"] = "kappa"
-    """The validation metric by which the best checkpoint is chosen; loss is minimised, the others maximised."""
-    max_failures: int = 3
-    """How many times the worker group is started again, from the last checkpoint, after a worker or a node is lost."""
-
-    def __post_init__(self) -> None:
-        _require_choices(self)
-        _require(self.epochs >= 1, "epochs", "at least 1", self.epochs)
-        _require(0 < self.lr < math.inf, "lr", "a number above 0", self.lr)
-        _require(0 <= self.label_smoothing < 1, "label_smoothing", "0 to below 1", self.label_smoothing)
-        for name in ("weight_decay", "warmup_epochs", "clip_grad", "max_failures"):
-            _require(getattr(self, name) >= 0, name, "0 or more", getattr(self, name))
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EvaluateConfig:
-    """The metrics."""
-
-    bootstrap: int = 1000
-    """Resamples of patients for the 95 % intervals; 0 leaves the intervals out."""
-    examples: int = 24
-    """Test images shown in the report, half of them wrong ones where there are as many."""
-
-    def __post_init__(self) -> None:
-        _require(self.bootstrap >= 0, "bootstrap", "0 or more", self.bootstrap)
-        _require(self.examples >= 0, "examples", "0 or more", self.examples)
+        require(0 <= self.min_readable <= 1, "min_readable", "a share from 0 to 1", self.min_readable)
+        require(0 < self.limit_seconds < math.inf, "limit_seconds", "above 0", self.limit_seconds)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -322,22 +214,42 @@ class Config:
     """Seed of the split, the order of the rows, the augmentation and the initial weights."""
     data: DataConfig = field(default_factory=DataConfig)
     split: SplitConfig = field(default_factory=SplitConfig)
-    sample: SampleConfig = field(default_factory=SampleConfig)
     decode: DecodeConfig = field(default_factory=DecodeConfig)
     ingest: IngestConfig = field(default_factory=IngestConfig)
+    sample: SampleConfig = field(default_factory=SampleConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    speed: SpeedConfig = field(default_factory=SpeedConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    collapse: CollapseConfig = field(default_factory=CollapseConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
 
     def __post_init__(self) -> None:
-        _require_choices(self)
-        _require(self.seed >= 0, "seed", "0 or more", self.seed)
-        if self.train.class_weights and self.sample.sampler == "balanced":
+        require_choices(self)
+        require(self.seed >= 0, "seed", "0 or more", self.seed)
+        twice = self.loss.class_weights != "none" and self.sample.sampler != "natural"
+        if twice and not self.loss.double_correction:
             raise ConfigError(
-                "--class-weights with --sampler balanced",
+                f"--class-weights {self.loss.class_weights} with --sampler {self.sample.sampler}",
                 "one correction of the class imbalance",
                 "two, which correct it twice",
-                "Use either of them.",
+                "Use either of them, or --double-correction if that is meant.",
+            )
+        if self.model.auxiliary and self.augment.augment and self.augment.mixup:
+            raise ConfigError(
+                f"--auxiliary {' '.join(self.model.auxiliary)} with --mixup {self.augment.mixup:g}",
+                "images of one view, side and age",
+                "mixtures of two",
+                "Leave either out.",
+            )
+        if "laterality" in self.model.auxiliary and self.decode.orient != "none":
+            raise ConfigError(
+                f"--auxiliary laterality with --orient {self.decode.orient}",
+                "images that show their side",
+                "images that are all turned to one side",
+                "Use --orient none, or leave laterality out.",
             )
 
     @property
@@ -352,6 +264,11 @@ class Scale:
 
     num_workers: int = 1
     """Ray Train workers (DDP processes), one a GPU where there are GPUs."""
+    min_workers: int = 0
+    """Go on with as few workers as this when nodes are lost, and with up to --num-workers when some come back; the
+    batch stays the same and is divided anew. 0: only with --num-workers."""
+    resize_seconds: float = 60.0
+    """With --min-workers: seconds between looks at whether the cluster has room for more workers."""
     gpu: Literal["auto", "yes", "no"] = "auto"
     """One GPU per worker. auto: yes when the cluster has at least num_workers of them."""
     cpus_per_worker: float = 0.0
@@ -361,9 +278,12 @@ class Scale:
     this machine by 'ray start', else a new local one."""
 
     def __post_init__(self) -> None:
-        _require_choices(self)
-        _require(self.num_workers >= 1, "num_workers", "at least 1", self.num_workers)
-        _require(self.cpus_per_worker >= 0, "cpus_per_worker", "0 or more", self.cpus_per_worker)
+        require_choices(self)
+        require(self.num_workers >= 1, "num_workers", "at least 1", self.num_workers)
+        expected = f"0 to --num-workers {self.num_workers}"
+        require(0 <= self.min_workers <= self.num_workers, "min_workers", expected, self.min_workers)
+        require(self.resize_seconds > 0, "resize_seconds", "above 0", self.resize_seconds)
+        require(self.cpus_per_worker >= 0, "cpus_per_worker", "0 or more", self.cpus_per_worker)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -388,8 +308,8 @@ class SynthConfig:
     """rsna layout only: share of the patients of a second site whose density is blank, as 46 % of RSNA's rows are."""
 
     def __post_init__(self) -> None:
-        _require_choices(self)
-        _require(self.patients >= 1, "patients", "at least 1", self.patients)
-        _require(0 <= self.unlabelled <= 1, "unlabelled", "a share from 0 to 1", self.unlabelled)
+        require_choices(self)
+        require(self.patients >= 1, "patients", "at least 1", self.patients)
+        require(0 <= self.unlabelled <= 1, "unlabelled", "a share from 0 to 1", self.unlabelled)
         for name in ("height", "width"):
-            _require(64 <= getattr(self, name) <= 8192, name, "64 to 8192 pixels", getattr(self, name))
+            require(64 <= getattr(self, name) <= 8192, name, "64 to 8192 pixels", getattr(self, name))

@@ -14,6 +14,7 @@
     ├── ModelError         an architecture or weights
     │   └── CheckpointError  a checkpoint that does not fit
     ├── TrainError         a training run that cannot go on
+    │   └── InterruptedRunError  a training run that was told to stop
     ├── ClusterError       the Ray cluster: address or resources
     └── RunFolderError     the output folder
 
@@ -98,6 +99,10 @@ class CheckpointError(ModelError):
 
 class TrainError(MammorayError):
     """A training run that cannot start or cannot go on."""
+
+
+class InterruptedRunError(TrainError):
+    """A training run was told to stop, and has made a checkpoint."""
 
 
 class ClusterError(MammorayError):

@@ -18,6 +18,8 @@ import pandas as pd
 import scipy.special
 
 from mammoray.config import CLASS_NAMES
+from mammoray.errors import ConfigError
+from mammoray.recipe import EvaluateConfig
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -109,23 +111,48 @@ def _number(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None
 
 
-def patient_level(
-    patients: pd.Series, labels_N: Ints, p_NK: Floats, any_counts: bool = False
+def group_level(
+    groups: pd.Series, labels_N: Ints, p_NK: Floats, views: pd.Series | None = None, any_counts: bool = False
 ) -> tuple[pd.Series, Ints, Floats]:
-    """One row per patient: the mean of its images' probabilities, and the class that most of its images have.
+    """One row per group, such as a patient or a breast.
 
-    With ``any_counts`` it is the highest class that any of them has: a patient with one image of cancer has cancer.
+    The probabilities are the mean over its images, the label the class that most of them have, the denser on a tie.
+
+    Parameters
+    ----------
+    views : Series of length N, optional
+        Side and view of each image: the mean is then over the means of each, so that a view taken twice counts once.
+    any_counts : bool
+        The label is the highest class that any image has: a patient with one image of cancer has cancer.
     """
-    codes, names = pd.factorize(patients, sort=True)
+    codes, names = pd.factorize(groups, sort=True)
     counts = np.zeros((len(names), p_NK.shape[1]))
     np.add.at(counts, (codes, labels_N), 1.0)
-    sums = np.zeros_like(counts)
-    np.add.at(sums, codes, p_NK)
+    weights_N = np.ones(len(codes)) if views is None else 1.0 / _times(pd.Series(codes), views)
+    sums, totals = np.zeros_like(counts), np.zeros(len(names))
+    np.add.at(sums, codes, p_NK * weights_N[:, None])
+    np.add.at(totals, codes, weights_N)
     if any_counts:
         counts = np.minimum(counts, 1)
     # On a tie the denser class, as in split.
     labels = (counts.shape[1] - 1 - counts[:, ::-1].argmax(axis=1)).astype(np.int64)
-    return pd.Series(names), labels, sums / np.bincount(codes)[:, None]
+    return pd.Series(names), labels, sums / totals[:, None]
+
+
+def _times(codes: pd.Series, views: pd.Series) -> Floats:
+    """How many images of its group have the view that each image has."""
+    both = pd.DataFrame({"group": codes.to_numpy(), "view": views.to_numpy()})
+    times: Floats = both.groupby(["group", "view"], dropna=False)["view"].transform("size").to_numpy(dtype=np.float64)
+    return times
+
+
+def side_and_view(rows: pd.DataFrame) -> pd.Series:
+    """``L CC`` and the like of each row, from its columns laterality and view, as far as there are any."""
+    parts = [
+        rows[name].fillna("").astype(str) if name in rows else pd.Series("", index=rows.index)
+        for name in ("laterality", "view")
+    ]
+    return (parts[0] + " " + parts[1]).str.upper()
 
 
 def summarise(
@@ -154,7 +181,7 @@ def summarise(
         **{name: _interval(values[name]) for name in NAMES},
         "majority_accuracy": _number(counts_KK.sum(axis=1).max() / counts_KK.sum()),
         "confusion": counts_KK.astype(int).tolist(),
-        "per_class": {name: _per_class(counts_KK, k) for k, name in enumerate(class_names)},
+        "per_class": {name: per_class(counts_KK, k) for k, name in enumerate(class_names)},
     }
 
 
@@ -174,7 +201,8 @@ def _interval(values_R: Floats) -> dict[str, float | None]:
     return {"value": _number(values_R[0]), "low": float(low), "high": float(high)}
 
 
-def _per_class(c_KK: Floats, k: int) -> dict[str, float | int | None]:
+def per_class(c_KK: Floats, k: int) -> dict[str, float | int | None]:
+    """Precision, recall, F1 (``None`` where undefined) and rows ``n`` of class ``k`` of a confusion matrix."""
     truth, predicted, hits = c_KK[k].sum(), c_KK[:, k].sum(), c_KK[k, k]
     return {
         "precision": _number(hits / predicted) if predicted else None,
@@ -189,24 +217,54 @@ def judged(folds: Collection[str]) -> str:
     return "test" if "test" in folds else "val"
 
 
-def judge(predictions: pd.DataFrame, class_names: tuple[str, ...], resamples: int, seed: int) -> dict[str, Any]:
-    """metrics.json: every fold of ``predictions``, per image and per patient.
+def judge(predictions: pd.DataFrame, class_names: tuple[str, ...], config: EvaluateConfig, seed: int) -> dict[str, Any]:
+    """metrics.json: every fold of ``predictions``, per image, per patient, and per breast where ``config`` asks.
 
     Parameters
     ----------
     predictions : pandas.DataFrame
-        ``patient_id, fold, label`` (a class name) and ``p_<class>``.
+        ``patient_id, fold, label`` (a class name) and ``p_<class>``; ``laterality`` and ``view`` for breasts and views.
     class_names : tuple of str
         In the order of the model's outputs.
+    config : EvaluateConfig
+    seed : int
+        Of the resamples.
+
+    Raises
+    ------
+    ConfigError
+        Breasts are asked for, and the side of some images is unknown.
     """
     folds: dict[str, Any] = {}
     for fold, rows in predictions.groupby("fold", sort=True):
         labels = rows["label"].map({name: k for k, name in enumerate(class_names)}).to_numpy(dtype=np.int64)
         p_NK = rows[[f"p_{name}" for name in class_names]].to_numpy(dtype=np.float64)
-        of_patients = patient_level(rows["patient_id"], labels, p_NK, class_names == CLASS_NAMES["cancer"])
+        views = side_and_view(rows) if config.average == "views" else None
+        any_counts = class_names == CLASS_NAMES["cancer"]
+        of_patients = group_level(rows["patient_id"], labels, p_NK, views, any_counts)
         folds[str(fold)] = {
-            "image": summarise(rows["patient_id"], labels, p_NK, class_names, resamples, seed),
-            "patient": summarise(*of_patients, class_names, resamples, seed),
+            "image": summarise(rows["patient_id"], labels, p_NK, class_names, config.bootstrap, seed),
+            "patient": summarise(*of_patients, class_names, config.bootstrap, seed),
         }
-    intervals = {"level": LEVEL, "method": "percentile bootstrap over patients", "resamples": resamples}
+        if config.breasts:
+            of_breasts = group_level(breasts_of(rows), labels, p_NK, views, any_counts)
+            owners = of_breasts[0].str.rsplit(" ", n=1).str[0]  # Both breasts of a patient are resampled together.
+            folds[str(fold)]["breast"] = summarise(owners, *of_breasts[1:], class_names, config.bootstrap, seed)
+    intervals = {"level": LEVEL, "method": "percentile bootstrap over patients", "resamples": config.bootstrap}
     return {"classes": list(class_names), "intervals": intervals, "folds": folds}
+
+
+def breasts_of(rows: pd.DataFrame) -> pd.Series:
+    """``patient side`` of each row.
+
+    Raises
+    ------
+    ConfigError
+        The side of some rows is unknown.
+    """
+    side = rows["laterality"].fillna("").astype(str).str.upper() if "laterality" in rows else None
+    known = 0 if side is None else int(side.isin(["L", "R"]).sum())
+    if side is None or known < len(rows):
+        found = f"it for {known} of {len(rows)} images"
+        raise ConfigError("--breasts", "the side, L or R, of every image", found, "Leave --breasts out.")
+    return rows["patient_id"].astype(str) + " " + side

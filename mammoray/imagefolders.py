@@ -135,7 +135,7 @@ def _frame(records: list[dict[str, object]]) -> pd.DataFrame:
         patient_id=frame["path"].map(weak_group),
         laterality=place.map(_side).astype("string"),
         view=place.map(_view).astype("string"),
-        **dict.fromkeys(("site_id", "machine_id", "implant"), ""),
+        **dict.fromkeys(("site_id", "machine_id", "implant", "age"), ""),
     )
     return frame[list(COLUMNS)]
 

@@ -59,7 +59,7 @@ class Decoded:
     Attributes
     ----------
     rows : pandas.DataFrame
-        The catalog's rows that decoded, with ``shard`` (path or URI of the Parquet file), ``position`` (row in it),
+        The catalog's rows that decoded, with ``shard`` (path or URI of the file), ``position`` (row in it),
         ``transfer_syntax``, ``geometry`` and ``seconds`` (processor time of the decoding).
     failures : pandas.DataFrame
         The rows that did not: ``image_id, patient_id, path`` and ``where, expected, found, remedy, exception``.

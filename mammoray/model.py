@@ -1,58 +1,82 @@
-"""The network, its weights, its loss, and the checkpoint format.
+"""The network: a timm backbone with the heads that a training asks for, and where its weights start.
 
-A checkpoint is a folder that no pickle ever enters: ``model.safetensors`` (weights), ``model.json`` (what the weights
-are: architecture, classes, decode settings, split digest, version), and for a run that can go on
-``optimizer.safetensors`` and ``state.json``.
-
-Shapes: ``B`` batch, ``K`` classes, ``H, W`` image.
+Shapes: ``B`` images, ``J`` outputs of the density's head, ``K`` classes, ``F`` features, ``H, W`` pixels.
 """
 
 from __future__ import annotations
 
 import difflib
-import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import safetensors.torch
 import timm
 import torch
-from safetensors import SafetensorError
 from timm.models import load_state_dict as load_weights_file
 from torch import nn
 
-from mammoray import __version__
-from mammoray.config import CLASS_NAMES, Classes, DecodeConfig, ModelConfig
-from mammoray.errors import CheckpointError, ModelError
-from mammoray.plain import from_dict, to_dict
+from mammoray import losses, tasks
+from mammoray.config import CLASS_NAMES, Classes
+from mammoray.errors import ModelError
+from mammoray.plain import replace
+from mammoray.recipe import ModelConfig
 
-FORMAT = 1
 Tensors = dict[str, torch.Tensor]
+DENSITY = "density"
+"""The name of the main output beside those of the auxiliary tasks, whatever the classes are."""
 
 
 class DensityNet(nn.Module):
-    """A timm backbone with the normalisation it wants, from grey images to logits."""
+    """A timm backbone with the normalisation it wants, from grey images to the outputs that a loss wants.
+
+    Parameters
+    ----------
+    backbone : timm model
+        Whose classifier has as many outputs as the loss wants; one for ``coral``, whose thresholds stand here.
+    channels : int
+        Input channels of the backbone.
+    loss : str
+        How the outputs are read: ``recipe.LossConfig.loss``.
+    classes : int
+    auxiliary : tuple of str
+        Tasks with a head of their own on the features.
+    """
 
     mean: torch.Tensor
     std: torch.Tensor
 
-    def __init__(self, backbone: nn.Module, channels: int) -> None:
+    def __init__(
+        self, backbone: nn.Module, channels: int, loss: str, classes: int, auxiliary: tuple[str, ...] = ()
+    ) -> None:
         super().__init__()
         self.backbone = backbone
         self.channels = channels
+        self.loss = loss
         cfg: dict[str, Any] = getattr(backbone, "pretrained_cfg", {})
         mean, std = cfg.get("mean", (0.5,)), cfg.get("std", (0.5,))
         self.register_buffer("mean", torch.tensor(float(np.mean(mean))))
         self.register_buffer("std", torch.tensor(float(np.mean(std))))
+        if loss == "coral":
+            # Falling, so that "denser than A" is the likeliest from the start.
+            self.thresholds = nn.Parameter(torch.linspace(1.0, -1.0, classes - 1) if classes > 2 else torch.zeros(1))
+        features: int = backbone.head_hidden_size  # type: ignore[assignment]
+        self.auxiliary = nn.ModuleDict({task: nn.Linear(features, tasks.outputs(task)) for task in auxiliary})
 
-    def forward(self, x_B1HW: torch.Tensor) -> torch.Tensor:
-        """Logits, (B, K), of float images in 0 to 1."""
+    def forward(self, x_B1HW: torch.Tensor) -> Tensors:
+        """Outputs of all heads: :data:`DENSITY`, (B, J), and each auxiliary task, of float images in 0 to 1."""
         x_BCHW = ((x_B1HW - self.mean) / self.std).expand(-1, self.channels, -1, -1)
-        logits_BK: torch.Tensor = self.backbone(x_BCHW)
-        return logits_BK
+        if not self.auxiliary:
+            return {DENSITY: self._ordered(self.backbone(x_BCHW))}
+        x_BF = self.backbone.forward_head(self.backbone.forward_features(x_BCHW), pre_logits=True)  # type: ignore[operator]
+        outputs = {DENSITY: self._ordered(self.backbone.get_classifier()(x_BF))}  # type: ignore[operator]
+        return {**outputs, **{task: head(x_BF) for task, head in self.auxiliary.items()}}
+
+    def _ordered(self, outputs_BJ: torch.Tensor) -> torch.Tensor:
+        return outputs_BJ + self.thresholds if self.loss == "coral" else outputs_BJ
+
+    def log_probabilities(self, x_B1HW: torch.Tensor) -> torch.Tensor:
+        """Logarithms of the class probabilities, (B, K) float32."""
+        return losses.log_probabilities(self(x_B1HW)[DENSITY].float(), self.loss)
 
 
 def to_unit(x: torch.Tensor) -> torch.Tensor:
@@ -60,48 +84,86 @@ def to_unit(x: torch.Tensor) -> torch.Tensor:
     return x.to(torch.float32) / (255.0 if x.dtype == torch.uint8 else 65535.0)
 
 
-def build(config: ModelConfig, classes: Classes, seed: int) -> DensityNet:
+def autocast_kind(precision: str) -> torch.dtype | None:
+    """The type of autocast for a precision of ``recipe.SpeedConfig``; None for fp32, which has none."""
+    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+
+
+def build(config: ModelConfig, loss: str, classes: Classes, seed: int) -> DensityNet:
     """A network with its initial weights: pretrained, from a file, or drawn from the seed.
 
     Raises
     ------
     ModelError
-        No such architecture, a stem that cannot be converted, no model hub, or a file that does not fit.
+        No such architecture, a stem or a head that cannot be converted, no model hub, or a file that does not fit.
     """
     if not timm.is_model(config.arch):
         near = ", ".join(difflib.get_close_matches(config.arch, timm.list_models(), 5, 0.5)) or "none like it"
         raise ModelError("--arch", "a timm model name", f"{config.arch!r} (timm has {near})", "See timm.list_models().")
     torch.manual_seed(seed)
     hub = config.pretrained and config.weights is None
+    count = len(CLASS_NAMES[classes])
+    outputs = 1 if loss == "coral" else losses.outputs(loss, count)
+    drop_path = {"drop_path_rate": config.drop_path} if config.drop_path else {}
     try:
         backbone = timm.create_model(
             config.arch,
             pretrained=hub,
-            num_classes=len(CLASS_NAMES[classes]),
+            num_classes=outputs,
             in_chans=config.channels,
             drop_rate=config.dropout,
+            **drop_path,
         )
     except Exception as error:
-        reason = f"{type(error).__name__}: {error}".split("\n")[0][:200]
-        if hub:
-            remedy = "Give --weights FILE, or --no-pretrained to start from random weights."
-            raise ModelError(
-                f"--arch {config.arch}", "pretrained weights from timm's model hub", reason, remedy
-            ) from error
-        raise ModelError(
-            f"--arch {config.arch}", "a model that can be built", reason, "Try --channels 3, or another --arch."
-        ) from error
-    net = DensityNet(backbone, config.channels)
+        raise _unbuildable(config, error, hub) from error
+    net = DensityNet(backbone, config.channels, loss, count, config.auxiliary)
+    if config.auxiliary:
+        _require_features(net, config)
     if config.weights is not None:
         _load_backbone(net.backbone, config.weights, config.channels)
     return net
 
 
+def _unbuildable(config: ModelConfig, error: Exception, hub: bool) -> ModelError:
+    reason = f"{type(error).__name__}: {error}".split("\n")[0][:200]
+    if "drop_path_rate" in reason:
+        return ModelError(f"--arch {config.arch}", "an architecture with drop path", "none", "Use --drop-path 0.")
+    if hub:
+        remedy = "Give --weights FILE, or --no-pretrained to start from random weights."
+        return ModelError(f"--arch {config.arch}", "pretrained weights from timm's model hub", reason, remedy)
+    return ModelError(
+        f"--arch {config.arch}", "a model that can be built", reason, "Try --channels 3, or another --arch."
+    )
+
+
+@torch.no_grad()
+def _require_features(net: DensityNet, config: ModelConfig) -> None:
+    """Hold the way through the features against the backbone's own: a model may do more between them."""
+    remedy = "Leave --auxiliary out, or use another --arch, such as a resnet, efficientnet or convnext."
+    size = max(64, *(getattr(net.backbone, "pretrained_cfg", {}).get("input_size", (1, 64, 64))[1:]))
+    x_B1HW = torch.rand(1, 1, size, size)
+    net.eval()
+    try:
+        same = torch.allclose(net(x_B1HW)[DENSITY], _plain(net, x_B1HW), atol=1e-4)
+    except Exception as error:
+        found = f"{type(error).__name__}: {error}".split("\n")[0][:200]
+        raise ModelError(f"--arch {config.arch}", "features for auxiliary heads", found, remedy) from error
+    net.train()
+    if not same:
+        found = "a classifier that takes something else"
+        raise ModelError(f"--arch {config.arch}", "features for auxiliary heads", found, remedy)
+
+
+def _plain(net: DensityNet, x_B1HW: torch.Tensor) -> torch.Tensor:
+    return net._ordered(net.backbone(((x_B1HW - net.mean) / net.std).expand(-1, net.channels, -1, -1)))
+
+
 def _load_backbone(backbone: nn.Module, path: Path, channels: int) -> None:
     """Load a weights file into the backbone, stem converted, classifier left out when it has another shape."""
     remedy = "Check --weights and --arch."
+    file = path / "model.safetensors" if path.is_dir() else path
     try:
-        given: Tensors = load_weights_file(str(path), weights_only=True)
+        given: Tensors = load_weights_file(str(file), weights_only=True)
     except FileNotFoundError as error:
         raise ModelError(str(path), "a file of weights", "no file", remedy) from error
     except Exception as error:
@@ -109,7 +171,8 @@ def _load_backbone(backbone: nn.Module, path: Path, channels: int) -> None:
             str(path), "a safetensors file or a torch state dict", f"{type(error).__name__}", remedy
         ) from error
     cfg: dict[str, Any] = getattr(backbone, "pretrained_cfg", {})
-    given = {k.removeprefix("backbone."): v for k, v in given.items() if k not in ("mean", "std")}
+    own_heads = ("mean", "std", "thresholds", "auxiliary.")  # Of a checkpoint of mammoray, beside the backbone.
+    given = {k.removeprefix("backbone."): v for k, v in given.items() if not k.startswith(own_heads)}
     for conv in _names(cfg.get("first_conv")):
         key = f"{conv}.weight"
         if key in given and given[key].shape[1] != channels and channels == 1:
@@ -131,112 +194,11 @@ def _names(value: object) -> tuple[str, ...]:
     return () if value is None else (value,) if isinstance(value, str) else tuple(value)  # type: ignore[arg-type]
 
 
-def loss(
-    logits_BK: torch.Tensor, target_B: torch.Tensor, weights_K: torch.Tensor | None, label_smoothing: float
-) -> torch.Tensor:
-    """Mean cross-entropy over the batch; with class weights, each image counts by the weight of its class.
-
-    The weights are normalised over the training set and not over the batch, as ``reduction="mean"`` would, so that the
-    mean over workers of this loss is the loss of the global batch.
-    """
-    per_image = nn.functional.cross_entropy(
-        logits_BK, target_B, weight=weights_K, label_smoothing=label_smoothing, reduction="none"
-    )
-    return per_image.mean()
+def parameters(net: nn.Module) -> int:
+    """Number of weights."""
+    return sum(p.numel() for p in net.parameters())
 
 
-def balanced_weights(labels: npt.NDArray[np.int64], classes: int) -> torch.Tensor:
-    """(K,) weights inverse to the class frequencies, whose mean over the rows is 1; 0 for a class without rows."""
-    counts = np.bincount(labels, minlength=classes)
-    weights = np.divide(len(labels), counts * (counts > 0).sum(), out=np.zeros(classes), where=counts > 0)
-    return torch.tensor(weights, dtype=torch.float32)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ModelCard:
-    """What a checkpoint's weights are; the content of model.json."""
-
-    model: ModelConfig
-    classes: Classes
-    decode: DecodeConfig
-    split_digest: str
-    epoch: int
-    version: str = __version__
-
-
-def save_model(folder: Path, state: Tensors, card: ModelCard) -> None:
-    """Write weights and card into an existing folder."""
-    safetensors.torch.save_file(
-        {k: v.detach().cpu().contiguous() for k, v in state.items()}, folder / "model.safetensors"
-    )
-    plain = {"format": FORMAT, **to_dict(card)}
-    (folder / "model.json").write_text(json.dumps(plain, indent=2) + "\n", encoding="utf-8")
-
-
-def load_card(folder: Path) -> ModelCard:
-    """Read model.json."""
-    path = folder / "model.json"
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            str(path), "the card of a checkpoint", type(error).__name__, "Check the checkpoint's folder."
-        ) from error
-    if values.pop("format", None) != FORMAT:
-        raise CheckpointError(
-            str(path), f"checkpoint format {FORMAT}", "another", "Use the mammoray version that wrote it."
-        )
-    return from_dict(ModelCard, values, str(path))
-
-
-def load_weights(folder: Path) -> Tensors:
-    """The tensors of model.safetensors, on the CPU."""
-    tensors: Tensors = safetensors.torch.load_file(folder / "model.safetensors")
-    return tensors
-
-
-def load_model(folder: Path) -> tuple[DensityNet, ModelCard]:
-    """The network of a checkpoint, in evaluation mode, and its card. Every weight must be there and fit."""
-    card = load_card(folder)
-    net = build(
-        ModelConfig(arch=card.model.arch, channels=card.model.channels, dropout=card.model.dropout, pretrained=False),
-        card.classes,
-        0,
-    )
-    try:
-        net.load_state_dict(load_weights(folder))
-    except (OSError, SafetensorError, RuntimeError) as error:
-        raise CheckpointError(
-            str(folder),
-            f"the weights of {card.model.arch}",
-            str(error).split("\n")[0],
-            "Check the checkpoint's folder.",
-        ) from error
-    return net.eval(), card
-
-
-def save_optimizer(folder: Path, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Write the optimiser's tensors, and ``state`` (JSON values), beside the model."""
-    tensors = {
-        f"{i}.{k}": v.detach().cpu().contiguous()
-        for i, slots in optimizer.state_dict()["state"].items()
-        for k, v in slots.items()
-    }
-    safetensors.torch.save_file(tensors, folder / "optimizer.safetensors")
-    (folder / "state.json").write_text(json.dumps(state) + "\n", encoding="utf-8")
-
-
-def load_optimizer(folder: Path, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Restore what :func:`save_optimizer` wrote; returns ``state``."""
-    slots: dict[int, Tensors] = {}
-    for name, tensor in safetensors.torch.load_file(folder / "optimizer.safetensors").items():
-        index, slot = name.split(".", 1)
-        slots.setdefault(int(index), {})[slot] = tensor
-    optimizer.load_state_dict({"state": slots, "param_groups": optimizer.state_dict()["param_groups"]})
-    return load_state(folder)
-
-
-def load_state(folder: Path) -> dict[str, Any]:
-    """The content of state.json."""
-    state: dict[str, Any] = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-    return state
+def without_start(config: ModelConfig) -> ModelConfig:
+    """The same network with random weights, for weights that come from elsewhere."""
+    return replace(config, pretrained=False, weights=None)

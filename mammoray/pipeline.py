@@ -6,7 +6,6 @@ It owns the run's folder: every file in it is written here, or by the module tha
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from mammoray import (
     audit,
     cache,
     catalog,
+    claim,
     cluster,
     evaluate,
     ingest,
@@ -32,7 +32,6 @@ from mammoray import (
     split,
 )
 from mammoray.config import Config, Scale
-from mammoray.errors import ConfigError, RunFolderError
 from mammoray.storage import Place
 
 Say = Callable[[str], None]
@@ -60,14 +59,12 @@ def run(source: Source, config: Config, scale: Scale, say: Say = print) -> dict[
         The content of metrics.json.
     """
     outdir = source.outdir
-    data = prepare.read_catalog(source.csv, source.dicom_root, config, say)
-    parts = split.make(data.rows, config.split, config.classes, config.seed)
-    files = cache.file_keys(data.rows, data.root)[data.rows["label"].notna()]
-    identity = plain.digest(_what_counts(config), parts.digest, sorted(files))
-    if _claim(outdir, identity):
+    data, parts, identity = _read(source, config, say)
+    if claim.is_finished(outdir, identity):
         say(f"{outdir} already holds this run, finished; nothing is done again")
         report.write_report(outdir)
-        return _read_metrics(outdir)
+        return read_metrics(outdir)
+    claim.take(outdir, identity)
     say(
         f"split: digest {parts.digest}, "
         + ", ".join(f"{fold} {n['patients']}" for fold, n in split.counts(parts, data.rows)["folds"].items())
@@ -75,6 +72,8 @@ def run(source: Source, config: Config, scale: Scale, say: Say = print) -> dict[
     )
     for note in parts.notes:
         say(f"split: {note}")
+    if config.evaluate.breasts:
+        evaluate.breasts_of(_labelled(data))
     _write_inputs(outdir, config, data, parts)
     started = datetime.now(timezone.utc)
     # Only now: whatever is wrong with the paths, the table or the split is said before Ray takes its seconds to start.
@@ -84,6 +83,14 @@ def run(source: Source, config: Config, scale: Scale, say: Say = print) -> dict[
         decoded = _decode(source, config, data, say)
         inputs = _Inputs(data, parts, decoded, identity, started, time.monotonic() - begun)
         return _train_and_judge(source, config, scale, say, inputs)
+
+
+def _read(source: Source, config: Config, say: Say) -> tuple[catalog.Catalog, split.Split, str]:
+    """Catalog and split, and the identity of the run that they and the settings make."""
+    data = prepare.read_catalog(source.csv, source.dicom_root, config, say)
+    parts = split.make(data.rows, config.split, config.classes, config.seed)
+    files = cache.file_keys(_labelled(data), data.root)
+    return data, parts, plain.digest(_what_counts(config), parts.digest, sorted(files))
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,63 +111,17 @@ def _what_counts(config: Config) -> dict[str, Any]:
     """The settings that decide the result: not where the cache lies, nor how often to try again."""
     settings = plain.to_dict(config)
     settings["ingest"], settings["data"] = {}, {}  # What they lead to is in the split and the files.
-    settings["train"].pop("max_failures")
+    # How long to wait, what to keep and whom to tell does not change what is computed.
+    for name in ("max_failures", "time_limit", "keep", "checkpoint_minutes", "trackers", "profile"):
+        settings["train"].pop(name)
     # Which patients stand in these files is in the split's digest.
     for name in ("split_file", "test_file"):
         settings["split"].pop(name, None)
     return settings
 
 
-def _claim(outdir: Path, identity: str) -> bool:
-    """Take the output folder for this run; True when it holds this very run, finished.
-
-    A run that has not trained an epoch yet may be replaced by another: nothing is lost but a typing error.
-    """
-    marker = outdir / "run.json"
-    held = _read_marker(marker)
-    if held is not None and held["identity"] == identity:
-        return bool(held["finished"]) and (outdir / "metrics.json").exists()
-    if held is not None and (held["finished"] or (outdir / "history.jsonl").exists()):
-        found = f"another run ({held['identity']}): other settings, another split or other files"
-        remedy = "Choose another --outdir, or remove the folder."
-        raise RunFolderError(str(outdir), f"an empty folder, or this run ({identity})", found, remedy)
-    if held is None and outdir.is_dir() and any(_is_foreign(path) for path in outdir.iterdir()):
-        raise RunFolderError(
-            str(outdir), "an empty folder, or a run of mammoray", "other files", "Choose another --outdir."
-        )
-    try:
-        shutil.rmtree(outdir / "checkpoints", ignore_errors=True)
-        outdir.mkdir(parents=True, exist_ok=True)
-        _write_json(marker, {"version": __version__, "identity": identity, "finished": False})
-    except OSError as error:
-        found = type(error).__name__
-        raise RunFolderError(str(outdir), "a folder that can be written", found, "Choose another --outdir.") from error
-    return False
-
-
-def _is_foreign(path: Path) -> bool:
-    return path.suffix != ".partial" and path.name not in prepare.FILES
-
-
-def _read_marker(marker: Path) -> dict[str, Any] | None:
-    """The content of a run's marker, or None where there is none."""
-    try:
-        held = json.loads(marker.read_text(encoding="utf-8"))
-        return {"identity": held["identity"], "finished": held["finished"]}
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        found, remedy = f"a damaged file ({type(error).__name__})", "Choose another --outdir, or remove the folder."
-        raise RunFolderError(str(marker), "the marker of a run", found, remedy) from error
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    partial.replace(path)
-
-
-def _read_metrics(outdir: Path) -> dict[str, Any]:
+def read_metrics(outdir: Path) -> dict[str, Any]:
+    """The content of metrics.json."""
     content: dict[str, Any] = json.loads((outdir / "metrics.json").read_text(encoding="utf-8"))
     return content
 
@@ -173,11 +134,14 @@ def _write_inputs(outdir: Path, config: Config, data: catalog.Catalog, parts: sp
 
 
 def _decode(source: Source, config: Config, data: catalog.Catalog, say: Say) -> ingest.Decoded:
-    labelled = data.rows[data.rows["label"].notna()]
-    decoded = prepare.decode(labelled, data.root, source.outdir, config, say)
+    decoded = prepare.decode(_labelled(data), data.root, source.outdir, config, say)
     audit.write((*data.findings, *audit.of_labels(data), *audit.of_failures(decoded.failures)), source.outdir)
     ingest.check_enough(decoded, config.ingest)
     return decoded
+
+
+def _labelled(data: catalog.Catalog) -> pd.DataFrame:
+    return data.rows[data.rows["label"].notna()]
 
 
 def _check_training(config: Config, scale: Scale, outdir: Path) -> None:
@@ -187,27 +151,26 @@ def _check_training(config: Config, scale: Scale, outdir: Path) -> None:
 
 
 def _train_and_judge(source: Source, config: Config, scale: Scale, say: Say, inputs: _Inputs) -> dict[str, Any]:
-    from mammoray import predict, train
+    from mammoray import predict, records, showcase, train
 
     outdir, decoded = source.outdir, inputs.decoded
-    rows = decoded.rows.merge(inputs.parts.rows[["image_id", "fold"]], on="image_id", validate="one_to_one")
-    rows = rows.assign(target=labels.class_index(rows["label"], config.classes)).sort_values(
-        "image_id", ignore_index=True
-    )
+    rows = _in_folds(decoded.rows, inputs.parts, config)
     split.check(rows)
     fitted = train.fit(rows, inputs.parts.digest, config, scale, outdir, say)
     say("evaluate: the best checkpoint, on validation and test images")
     gpu = bool(train.plan(scale).use_gpu)
     held_out = rows[rows["fold"] != "train"].reset_index(drop=True)
-    p_NK = predict.predict(held_out, fitted.best, gpu=gpu, bf16=config.train.precision == "bf16")
+    p_NK = predict.predict(held_out, fitted.best, config.decode, gpu, config.speed.precision)
     predictions = _table(held_out, p_NK, config)
     predictions.to_parquet(outdir / "predictions.parquet", index=False)
-    metrics = evaluate.judge(predictions, config.class_names, config.evaluate.bootstrap, config.seed)
+    metrics = evaluate.judge(predictions, config.class_names, config.evaluate, config.seed)
     metrics["possible_leak"] = inputs.data.leak
     metrics["learned"] = [fitted.history[0], fitted.history[-1]]
-    _write_json(outdir / "metrics.json", metrics)
-    _write_examples(outdir, held_out, predictions, config)
-    best = train.best_epoch(fitted.history, config.train.monitor)
+    claim.write_json(outdir / "metrics.json", metrics)
+    showcase.judged(held_out, predictions, config).to_parquet(outdir / "examples.parquet", index=False)
+    varied = showcase.augmented(rows[rows["fold"] == "train"].reset_index(drop=True), config)
+    varied.to_parquet(outdir / "augmented.parquet", index=False)
+    best = records.best_epoch(fitted.history, config.train)
     facts = {
         "version": __version__,
         "identity": inputs.identity,
@@ -233,10 +196,19 @@ def _train_and_judge(source: Source, config: Config, scale: Scale, say: Say, inp
         ],
     }
     # The report reads run.json; only after it is there may the run be called finished.
-    _write_json(outdir / "run.json", {**facts, "finished": False})
+    claim.write_json(outdir / "run.json", {**facts, "finished": False})
     report.write_report(outdir)
-    _write_json(outdir / "run.json", facts)
+    claim.write_json(outdir / "run.json", facts)
+    with train.tracking(inputs.parts.digest, config, scale, outdir, say) as trackers:
+        trackers.close(metrics)
     return metrics
+
+
+def _in_folds(rows: pd.DataFrame, parts: split.Split, config: Config) -> pd.DataFrame:
+    """The rows that are in a fold, with it and the index of their class, sorted by image."""
+    placed = rows.merge(parts.rows[["image_id", "fold"]], on="image_id", validate="one_to_one")
+    target = labels.class_index(placed["label"], config.classes)
+    return placed.assign(target=target).sort_values("image_id", ignore_index=True)
 
 
 def _absent(parts: split.Split, config: Config) -> list[str]:
@@ -267,6 +239,8 @@ def _table(rows: pd.DataFrame, p_NK: Any, config: Config) -> pd.DataFrame:
         {
             "image_id": rows["image_id"],
             "patient_id": rows["patient_id"],
+            "laterality": rows["laterality"],
+            "view": rows["view"],
             "fold": rows["fold"],
             "label": names[rows["target"].to_numpy()],
             "predicted": names[p_NK.argmax(axis=1)],
@@ -275,80 +249,55 @@ def _table(rows: pd.DataFrame, p_NK: Any, config: Config) -> pd.DataFrame:
     )
 
 
-def _write_examples(outdir: Path, rows: pd.DataFrame, predictions: pd.DataFrame, config: Config) -> None:
-    """Judged images for the report's montage: half of them wrong where there are as many, spread over the classes."""
-    test = predictions[predictions["fold"] == evaluate.judged(predictions["fold"].unique())]
-    wrong = _spread(test[test["label"] != test["predicted"]], config.evaluate.examples // 2)
-    right = _spread(test[test["label"] == test["predicted"]], config.evaluate.examples - len(wrong))
-    chosen = predictions.loc[[*wrong, *right]]
-    where = rows.loc[chosen.index]
-    images = cache.load_pixels(where["shard"].tolist(), where["position"].to_numpy(), config.decode)
-    shown = (images >> (config.decode.depth - 8)).astype(np.uint8)
-    table = chosen[["image_id", "fold", "label", "predicted"]].assign(
-        probability=[row[f"p_{row['predicted']}"] for _, row in chosen.iterrows()],
-        height=config.decode.height,
-        width=config.decode.width,
-        pixels=[image.tobytes() for image in shown],
-    )
-    table.to_parquet(outdir / "examples.parquet", index=False)
-
-
-def _spread(rows: pd.DataFrame, count: int) -> list[int]:
-    """Index of ``count`` rows, dealt over the classes in turn; deterministic."""
-    turn = rows.sort_values("image_id").groupby("label").cumcount()
-    return [int(i) for i in turn.sort_values(kind="stable").index[:count]]
-
-
-def crossval(source: Source, config: Config, scale: Scale, say: Say = print) -> dict[str, Any]:
-    """Run every fold of the split, each in its own folder, and judge the test predictions of all together.
-
-    Patients of ``--test-file`` take no part in it: neither training, validation nor test of any fold.
+def dry_run(source: Source, config: Config, scale: Scale, say: Say = print) -> bool:
+    """Say what :func:`run` would do, need and take, after all checks that it makes; nothing is written.
 
     Returns
     -------
-    dict
-        As of :func:`run`, over all patients: each is tested once, by a model that has not seen it.
-
-    Raises
-    ------
-    ConfigError
-        For one finished split or one fold, which a cross-validation makes itself.
-    RunFolderError
-        The output folder holds something other than these folds.
+    bool
+        True.
     """
-    for name in ("split_file", "val_share", "fold"):
-        if getattr(config.split, name) not in (None, 0):
-            flag = "--" + name.replace("_", "-")
-            remedy = f"Leave {flag} out, or use train."
-            raise ConfigError(flag, "no such setting: every fold is run in turn", "one", remedy)
-    own = {*(f"fold-{fold}" for fold in range(config.split.folds)), "predictions.parquet", "metrics.json"}
-    other = sorted(path.name for path in source.outdir.glob("*") if path.name not in own and path.suffix != ".partial")
-    if other:
-        found = ", ".join(other[:5])
-        raise RunFolderError(str(source.outdir), "an empty folder, or these folds", found, "Choose another --outdir.")
-    with cluster.connect(scale.address):  # One session for all folds.
-        tables = [_test_fold(source, config, scale, say, fold) for fold in range(config.split.folds)]
-    predictions = pd.concat(tables, ignore_index=True)
-    predictions.to_parquet(source.outdir / "predictions.parquet", index=False)
-    metrics = evaluate.judge(predictions, config.class_names, config.evaluate.bootstrap, config.seed)
-    metrics["possible_leak"] = _read_metrics(source.outdir / "fold-0")["possible_leak"]
-    _write_json(source.outdir / "metrics.json", metrics)
-    return metrics
+    from mammoray import dryrun, train
+
+    outdir = source.outdir
+    data, parts, identity = _read(source, config, say)
+    if claim.is_finished(outdir, identity):
+        say(f"{outdir} already holds this run, finished: it would not be done again")
+        return True
+    claim.require_writable(outdir)
+    done = max(0, len(train.read_history(outdir)) - 1)
+    with cluster.connect(scale.address):
+        _check_training(config, scale, outdir)
+        files = dryrun.files(_labelled(data), data.root, config, prepare.cache_path(outdir, config))
+        found = dryrun.facts(_in_folds(data.rows, parts, config), files, config, scale, done)
+    for line in dryrun.lines(found, split.counts(parts, data.rows)):
+        say(line)
+    return True
 
 
-def _test_fold(source: Source, config: Config, scale: Scale, say: Say, fold: int) -> pd.DataFrame:
-    """Run one fold in its own folder; returns its test predictions."""
-    say(f"fold {fold} of {config.split.folds}")
-    part = Source(csv=source.csv, dicom_root=source.dicom_root, outdir=source.outdir / f"fold-{fold}")
-    locked = "test" if config.split.test_file is None else "leave_out"
-    changed = plain.replace(
-        config,
-        split=plain.replace(config.split, fold=fold, test_patients=locked),
-        ingest=plain.replace(config.ingest, cache=prepare.cache_path(source.outdir, config)),
-    )
-    run(part, changed, scale, say)
-    table = pd.read_parquet(part.outdir / "predictions.parquet")
-    return table[table["fold"] == "test"]
+def overfit(source: Source, config: Config, scale: Scale, say: Say = print) -> bool:
+    """See whether the network can learn the first batch by heart; writes nothing but these images into the cache.
+
+    Returns
+    -------
+    bool
+        Whether it can.
+    """
+    from mammoray import sanity
+
+    data, parts, _ = _read(source, config, say)
+    rows = _in_folds(data.rows, parts, config)
+    training = rows[rows["fold"] == "train"].reset_index(drop=True)
+    order = sanity.first_batch(training, config)
+    with cluster.connect(scale.address):
+        _check_training(config, scale, source.outdir)
+        decoded = prepare.decode(training.iloc[np.unique(order)], data.root, source.outdir, config, say)
+        ingest.check_enough(decoded, config.ingest)
+        batch = sanity.load(training, order, decoded.rows, config)
+        verdict = sanity.run(training, batch, config, scale, say)
+    for line in sanity.lines(verdict, training["target"].to_numpy()[batch["row"]], config):
+        say(line)
+    return verdict.learned
 
 
 def headline(metrics: dict[str, Any]) -> list[str]:

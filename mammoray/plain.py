@@ -26,6 +26,8 @@ T = TypeVar("T")
 def _plain(value: Any) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
         return {f.name: _plain(getattr(value, f.name)) for f in fields(value) if getattr(value, f.name) is not None}
+    if isinstance(value, tuple):
+        return [_plain(one) for one in value]
     return str(value) if isinstance(value, Path) else value
 
 
@@ -55,14 +57,18 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
         if not isinstance(value, dict):
             raise ConfigError(where, "a table of settings", repr(value), "Write it as a [section].")
         return from_dict(hint, value, where)
-    options = [o for o in get_args(hint) if o is not type(None)] if get_origin(hint) is not Literal else []
+    options = [o for o in get_args(hint) if o is not type(None)] if get_origin(hint) not in (Literal, tuple) else []
     wanted = options[0] if options else hint
+    if get_origin(wanted) is tuple and isinstance(value, (list, tuple)):
+        return tuple(_typed(get_args(wanted)[0], one, where) for one in value)
     if wanted is Path and isinstance(value, str):
         return Path(value)
     if wanted is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if isinstance(wanted, type) and type(value) is not wanted:
-        raise ConfigError(where, f"a value of type {wanted.__name__}", repr(value), "Correct the value.")
+    kind = get_origin(wanted) if get_origin(wanted) is tuple else wanted
+    if isinstance(kind, type) and type(value) is not kind:
+        name = "list" if kind is tuple else kind.__name__
+        raise ConfigError(where, f"a value of type {name}", repr(value), "Correct the value.")
     return value
 
 

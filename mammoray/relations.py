@@ -12,9 +12,10 @@ from typing import Any
 
 import pandas as pd
 
+from mammoray.catalog import cells
 from mammoray.findings import Finding, Severity
 from mammoray.labels import DENSITIES
-from mammoray.rules import cells, readable
+from mammoray.rules import readable
 
 STANDARD_VIEWS = (("L", "CC"), ("L", "MLO"), ("R", "CC"), ("R", "MLO"))
 """Of a screening examination of two breasts."""

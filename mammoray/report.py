@@ -2,7 +2,8 @@
 
 Reads only the run's files, so a report can be written again anywhere, without Ray, torch or the images. Equal files
 give equal bytes. ``report.html`` beside this module is the page's frame and prose; the files are read and checked in
-:mod:`mammoray.runfolder`; the figures are in :mod:`mammoray.figures`; here the files become sentences and tables.
+:mod:`mammoray.runfolder`; the figures are in :mod:`mammoray.figures`, the images in :mod:`mammoray.gallery`; here the
+files become sentences and tables.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from mammoray import page
+from mammoray import gallery, page
 from mammoray.errors import RunFolderError
 from mammoray.figures import (
     Line,
@@ -19,9 +20,7 @@ from mammoray.figures import (
     confusion,
     interval_strip,
     line_chart,
-    png_uri,
     reliability,
-    short_id,
     stacked_bar,
 )
 from mammoray.markup import UNDEFINED, Html, defined, el, join, number, table
@@ -142,7 +141,8 @@ def _limits(folder: RunFolder) -> Html:
 
 def _confusion(folder: RunFolder) -> Html:
     panels = []
-    for level, unit in (("image", "Images"), ("patient", "Patients")):
+    units = {"image": "Images", "patient": "Patients", "breast": "Breasts"}
+    for level, unit in ((level, units[level]) for level in folder.levels):
         values = folder.judged[level]
         matrix = confusion(values["confusion"], folder.classes, f"{unit}, n = {values['n']:,}")
         panels.append(el("div", matrix, class_="panel"))
@@ -153,7 +153,7 @@ def _metrics(folder: RunFolder) -> Html:
     folds = folder.metrics["folds"]
     # The test comes first: on a narrow screen the rest is scrolled to.
     shown = [fold for fold in ("test", "val") if fold in folds]
-    columns = [(fold, level) for fold in shown for level in LEVELS]
+    columns = [(fold, level) for fold in shown for level in folder.levels]
     header = ["Metric", *(LEVELS[level] for _, level in columns)]
     rows: list[list[str]] = []
     for key, title in METRICS.items():
@@ -164,7 +164,7 @@ def _metrics(folder: RunFolder) -> Html:
     )
     rows.append(["n", *(f"{folds[f][v]['n']:,}" for f, v in columns)])
     main = el("div", table(header, rows, groups=[FOLDS[fold] for fold in shown]), class_="panel")
-    by_class = el("div", *(_per_class(folder, level) for level in LEVELS), class_="two")
+    by_class = el("div", *(_per_class(folder, level) for level in folder.levels), class_="two")
     name = FOLDS[folder.fold]
     return join([main, el("h3", f"{name}, by class"), by_class, el("h3", f"{name}, calibration"), _calibration(folder)])
 
@@ -197,7 +197,10 @@ def _interval_note(folder: RunFolder) -> str:
 def _training_note(folder: RunFolder) -> str:
     lead = "Epoch 0 is the untrained network. " if folder.history[0]["epoch"] == 0 else ""
     best, monitor = folder.run["best_epoch"], folder.config.train.monitor.replace("_", " ")
-    return f"{lead}The checkpoint of epoch {best} was kept: the best validation {monitor}."
+    level = " by patient" if folder.config.train.monitor_level == "patient" else ""
+    stopped = folder.history[-1].get("stopped")
+    end = f" The training was stopped: {stopped}." if stopped else ""
+    return f"{lead}The checkpoint of epoch {best} was kept: the best validation {monitor}{level}.{end}"
 
 
 def _training(folder: RunFolder) -> Html:
@@ -212,7 +215,19 @@ def _training(folder: RunFolder) -> Html:
         line_chart("Loss", epochs, loss, best, False),
         line_chart("Validation scores", epochs, scores, best, True),
     )
-    return join([el("div", *charts, class_="two"), _history_table(folder)])
+    return join([_collapse(folder), el("div", *charts, class_="two"), _history_table(folder)])
+
+
+def _collapse(folder: RunFolder) -> Html:
+    """Say in which epochs the network had collapsed, and by what; nothing where it never had."""
+    epochs = [epoch for epoch in folder.history if epoch.get("collapse")]
+    if not epochs:
+        return Html("")
+    last = epochs[-1]
+    lead = f"In {len(epochs)} of {len(folder.history)} epochs the network answered (nearly) the same for all images. "
+    signs = el("p", lead, f"Epoch {last['epoch']}, the last of them: {'; '.join(last['collapse'])}.")
+    cause = el("p", "Likely cause: ", last["collapse_cause"]) if last.get("collapse_cause") else ""
+    return el("aside", el("h3", "The network collapsed"), signs, cause, class_="limits", aria_label="Collapse")
 
 
 def _history_table(folder: RunFolder) -> Html:
@@ -231,6 +246,9 @@ def _history_table(folder: RunFolder) -> Html:
     rows = [
         [str(e["epoch"]), *(number(e[key], digits) for key, (_, digits) in columns.items())] for e in folder.history
     ]
+    if any(e.get("collapse") for e in folder.history):
+        header.append("Collapse")
+        rows = [[*row, "; ".join(e.get("collapse", []))] for row, e in zip(rows, folder.history, strict=True)]
     return el("details", el("summary", "All epochs in numbers"), table(header, rows))
 
 
@@ -274,29 +292,6 @@ def reliability_bins(predictions: pd.DataFrame, classes: list[str], bins: int = 
     return found
 
 
-def _images(folder: RunFolder) -> Html:
-    rows = [row for row in folder.examples if row["fold"] == folder.fold]
-    if not rows:
-        return el("p", "No example images were kept (--examples 0).", class_="quiet")
-    test = folder.predictions[folder.predictions["fold"] == folder.fold]
-    hits = int((test["label"] == test["predicted"]).sum())
-    parts: list[Html] = []
-    for title, right, of in (("Wrong", False, len(test) - hits), ("Right", True, hits)):
-        group = [row for row in rows if (row["label"] == row["predicted"]) is right]
-        empty = el("p", "None among the examples.", class_="quiet")
-        shown = el("div", *(_example(row, title.lower()) for row in group), class_="montage") if group else empty
-        parts += [el("h3", f"{title}: {len(group):,} of {of:,}"), shown]
-    return join(parts)
-
-
-def _example(row: Json, kind: str) -> Html:
-    name, truth, said, sure = row["image_id"], row["label"], row["predicted"], number(row["probability"], 2)
-    alt = f"Image {name}: truth {truth}, predicted {said} with probability {sure}"
-    image = el("img", src=png_uri(row["pixels"], row["height"], row["width"]), alt=alt)
-    identifier = el("small", short_id(str(name)), title=name)
-    return el("figure", image, el("figcaption", el("b", f"{truth} → {said}"), f" ({sure})", identifier), class_=kind)
-
-
 def _audit_note(folder: RunFolder) -> str:
     n = folder.audit["findings"]
     found = f"{n:,} {'finding' if n == 1 else 'findings'}"
@@ -336,7 +331,8 @@ def render(folder: RunFolder) -> str:
         "training": _training(folder),
         "data_note": _data_note(folder),
         "data": _data(folder),
-        "images": _images(folder),
+        "augmented": gallery.augmented(folder),
+        "images": gallery.judged(folder),
         "audit_note": _audit_note(folder),
         "audit": _audit(folder),
         "again": _again(folder),

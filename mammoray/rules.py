@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from mammoray.catalog import cells
 from mammoray.findings import Finding, Severity
 from mammoray.raster import MEDIA_TYPES
 
@@ -101,13 +102,6 @@ def readable(data: pd.DataFrame) -> pd.Series:
     if "pixel_error" in data:
         good &= (data["pixel_error"].map(len) == 0) & ~_constant(data) & (data["pixel_beyond"] == 0)
     return good
-
-
-def cells(data: pd.DataFrame, name: str) -> pd.Series:
-    """A column of the catalog as text in capitals, blanks where the layout has none."""
-    if name not in data:
-        return pd.Series("", index=data.index, dtype=object)
-    return data[name].astype(object).fillna("").astype(str).str.strip().str.upper()
 
 
 def _is_dicom(data: pd.DataFrame) -> pd.Series:

@@ -23,7 +23,8 @@ Json = dict[str, Any]
 T = TypeVar("T")
 
 FOLDS = {"train": "Training", "val": "Validation", "test": "Test"}
-LEVELS = {"image": "by image", "patient": "by patient"}
+LEVELS = {"image": "by image", "patient": "by patient", "breast": "by breast"}
+"""The last only where it was asked for."""
 METRICS = {
     "kappa": "Quadratic weighted kappa",
     "accuracy": "Accuracy",
@@ -68,13 +69,15 @@ EPOCH = {
     **dict.fromkeys(("train_loss", "val_loss", "val_accuracy", "val_balanced_accuracy", "val_kappa", "val_auc"), MAYBE),
     **dict.fromkeys(("lr", "seconds", "images_per_second"), MAYBE),
 }
+COLLAPSE = {"collapse": [str], "collapse_cause": (str, type(None))}  # An epoch may have them.
 METRICS_FILE = {
     "classes": [str],
     "intervals": {"level": REAL, "method": str, "resamples": int},
-    "folds": {EACH: dict.fromkeys(LEVELS, _LEVEL)},
+    "folds": {EACH: dict.fromkeys(("image", "patient"), _LEVEL)},
 }
 PREDICTIONS = ("image_id", "patient_id", "fold", "label", "predicted")
 EXAMPLES = ("image_id", "fold", "label", "predicted", "probability", "height", "width", "pixels")
+AUGMENTED = ("image_id", "variant", "height", "width", "pixels")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,6 +102,8 @@ class RunFolder:
     """predictions.parquet"""
     examples: list[Json]
     """examples.parquet, one dictionary a row."""
+    augmented: list[Json]
+    """augmented.parquet, likewise; empty where there is none, as in runs of older versions."""
 
     @property
     def classes(self) -> list[str]:
@@ -112,8 +117,13 @@ class RunFolder:
         return judged(self.metrics["folds"])
 
     @property
+    def levels(self) -> list[str]:
+        """What it is judged by: image, patient, and breast where that was asked for."""
+        return [level for level in LEVELS if level in self.judged]
+
+    @property
     def judged(self) -> Json:
-        """That fold's metrics: image and patient."""
+        """That fold's metrics, by level."""
         levels: Json = self.metrics["folds"][self.fold]
         return levels
 
@@ -131,6 +141,7 @@ def read_run(outdir: Path) -> RunFolder:
     # The page only points at it, but a page that points at nothing is a false one.
     if not (outdir / "audit.csv").is_file():
         raise RunFolderError(str(outdir / "audit.csv"), "the list of the audit's findings", "no such file", REMEDY)
+    augmented = outdir / "augmented.parquet"
     folder = RunFolder(
         name=outdir.resolve().name,
         config=_read(outdir / "config.toml", "the run's settings", load_toml),
@@ -140,10 +151,8 @@ def read_run(outdir: Path) -> RunFolder:
         history=_read_history(outdir / "history.jsonl"),
         metrics=_read_json(outdir / "metrics.json", METRICS_FILE),
         predictions=_read_parquet(outdir / "predictions.parquet", PREDICTIONS),
-        examples=[
-            {str(column): value for column, value in row.items()}
-            for row in _read_parquet(outdir / "examples.parquet", EXAMPLES).to_dict("records")
-        ],
+        examples=_read_images(outdir / "examples.parquet", EXAMPLES),
+        augmented=_read_images(augmented, AUGMENTED) if augmented.exists() else [],
     )
     _require_one_run(folder, outdir)
     return folder
@@ -180,6 +189,8 @@ def _read_history(path: Path) -> list[Json]:
         except ValueError as error:
             raise RunFolderError(where, "one JSON object an epoch", str(error), REMEDY) from error
         _require_shape(epoch, EPOCH, where, "")
+        for key in COLLAPSE.keys() & epoch:
+            _require_shape(epoch[key], COLLAPSE[key], where, key)
         history.append(epoch)
     return sorted(history, key=lambda epoch: int(epoch["epoch"]))
 
@@ -190,6 +201,17 @@ def _read_parquet(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
     if missing:
         raise RunFolderError(str(path), f"the columns {', '.join(columns)}", f"none named {', '.join(missing)}", REMEDY)
     return frame
+
+
+def _read_images(path: Path, columns: tuple[str, ...]) -> list[Json]:
+    rows: list[Json] = [
+        {str(column): value for column, value in row.items()} for row in _read_parquet(path, columns).to_dict("records")
+    ]
+    for row in rows:
+        if len(row["pixels"]) != row["height"] * row["width"]:
+            where = f"{path}: image_id {row['image_id']}"
+            raise RunFolderError(where, f"{row['height']} x {row['width']} pixels", f"{len(row['pixels'])}", REMEDY)
+    return rows
 
 
 def _require_shape(value: Any, shape: Any, where: str, at: str) -> None:
@@ -232,15 +254,13 @@ def _require_one_run(folder: RunFolder, outdir: Path) -> None:
     if missing:
         where = str(outdir / "predictions.parquet")
         raise RunFolderError(where, f"the columns {', '.join(wanted)}", f"none named {', '.join(missing)}", REMEDY)
-    for row in folder.examples:
-        if len(row["pixels"]) != row["height"] * row["width"]:
-            where = f"{outdir / 'examples.parquet'}: image_id {row['image_id']}"
-            raise RunFolderError(where, f"{row['height']} x {row['width']} pixels", f"{len(row['pixels'])}", REMEDY)
     if "val" not in folder.metrics["folds"]:
         found = ", ".join(folder.metrics["folds"]) or "none"
         raise RunFolderError(f"{outdir / 'metrics.json'}: folds", "the fold val, and test", found, REMEDY)
     for fold, levels in folder.metrics["folds"].items():
         for level, values in levels.items():
+            where = f"{outdir / 'metrics.json'}"
+            _require_shape(values, _LEVEL, where, f"folds.{fold}.{level}")
             _require_square(values, names, f"{outdir / 'metrics.json'}: folds.{fold}.{level}")
 
 

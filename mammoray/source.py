@@ -17,7 +17,7 @@ from mammoray.layouts import Tree
 from mammoray.tables import Table
 
 COLUMNS = (
-    "image_id", "patient_id", "laterality", "view", "label", "site_id", "machine_id", "implant", "line", "path",
+    "image_id", "patient_id", "laterality", "view", "label", "site_id", "machine_id", "implant", "age", "line", "path",
 )  # fmt: skip
 """What a reader makes of a row."""
 NAMED = 5
@@ -89,6 +89,7 @@ class Source:
             "site_id": self.column("--site-column", config.site_column, "site_id"),
             "machine_id": self.column("--machine-column", config.machine_column, "machine_id"),
             "implant": self.table.find("implant"),
+            "age": self.table.find("age"),
         }
         frame = tables.read(self.table, {name: column for name, column in wanted.items() if column is not None})
         for name, column in wanted.items():
@@ -139,7 +140,10 @@ def one_meaning(frame: pd.DataFrame, key: Sequence[str], table: str) -> tuple[pd
     repeated = frame[frame.duplicated(keys, keep=False)]
     if repeated.empty:
         return frame, []
-    distinct = repeated.drop(columns="line").drop_duplicates()
+    # A patient may have two exams and so two ages: then her age is not known.
+    if "age" in frame:
+        frame = frame.assign(age=frame["age"].mask(frame.groupby(keys)["age"].transform("nunique") > 1, ""))
+    distinct = repeated.drop(columns=["line", "age"], errors="ignore").drop_duplicates()
     differing = distinct[distinct.duplicated(keys, keep=False)]
     if len(differing):
         first = differing.sort_values(keys)[keys].iloc[0]

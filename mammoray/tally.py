@@ -10,7 +10,8 @@ from typing import Any
 import pandas as pd
 from pydicom.uid import UID
 
-from mammoray.rules import cells, readable
+from mammoray.catalog import cells
+from mammoray.rules import readable
 
 Counts = dict[str, int]
 _SIZES = 20

@@ -4,30 +4,29 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import shutil
-import threading
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import ray
 import ray.data
 import ray.train
 import ray.train.torch
+from ray.exceptions import RayActorError
 
-from mammoray import loop
-from mammoray import model as models
+from mammoray import board, checkpoint, learner, loop, model, records, rooms, shortage, tasks, trackers
 from mammoray.batches import ShardConfig
 from mammoray.config import Config, Scale
-from mammoray.errors import ClusterError, ConfigError, MammorayError, TrainError
-from mammoray.loop import History, Say
+from mammoray.errors import ClusterError, ConfigError, InterruptedRunError, MammorayError, RunFolderError, TrainError
+from mammoray.model import Tensors
 from mammoray.plain import to_dict
+from mammoray.records import History
 
 _RAY_FOLDER = "ray"
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,13 +46,15 @@ def fit(rows: pd.DataFrame, split_digest: str, config: Config, scale: Scale, out
     Parameters
     ----------
     rows : pandas.DataFrame
-        ``image_id, fold, target, shard, position``, one per decoded image, sorted by ``image_id``.
+        ``image_id, patient_id, laterality, view, age, fold, target, shard, position``, one per decoded image, sorted
+        by ``image_id``; laterality, view and age only where the settings want them.
     split_digest : str
         Goes into every checkpoint.
     config, scale
         What to compute, and where.
     outdir : Path
-        Gets ``history.jsonl`` and ``checkpoints/``; on a cluster, on storage that all nodes see.
+        Gets ``history.jsonl``, ``checkpoints/`` and what the trackers write; on a cluster, on storage that all nodes
+        see.
     say : callable
         Gets a line of progress now and then.
 
@@ -62,27 +63,26 @@ def fit(rows: pd.DataFrame, split_digest: str, config: Config, scale: Scale, out
     ConfigError, ClusterError, ModelError
         Before anything is started.
     TrainError
-        The loss is not finite, or workers kept failing.
+        The loss is not finite, memory or disk are short, or workers kept failing.
+    InterruptedRunError
+        The run was told to stop, by SIGTERM; it has made a checkpoint.
     """
     checkpoints = outdir / "checkpoints"
     history = read_history(outdir)
-    if (
-        history
-        and history[-1]["epoch"] == config.train.epochs
-        and (checkpoints / "last").is_dir()
-        and not (checkpoints / _RAY_FOLDER).exists()
-    ):
+    if history and _is_finished(history, config) and not (checkpoints / _RAY_FOLDER).exists():
         return Fitted(history=history, best=checkpoints / "best", last=checkpoints / "last")
     scaling, state = check(config, scale, outdir)
-    say(f"train: {scale.num_workers} workers on {'GPUs' if scaling.use_gpu else 'CPUs'}")
-    board = ray.remote(num_cpus=0)(_Board).remote()
+    tasks.check(rows[rows["fold"] == "train"], config.model.auxiliary)
+    say(f"train: {_workers(scale)} on {'GPUs' if scaling.use_gpu else 'CPUs'}")
+    own_board = board.open_board()
     trainer = ray.train.torch.TorchTrainer(
         loop.run,
         train_loop_config={
             "config": to_dict(config),
             "state": None if state is None else ray.put(state),
             "split_digest": split_digest,
-            "board": board,
+            "board": own_board,
+            "profile": str(outdir.resolve() / "profile") if config.train.profile else None,
         },
         scaling_config=scaling,
         datasets={fold: _fold_dataset(rows, fold) for fold in ("train", "val")},
@@ -91,36 +91,84 @@ def fit(rows: pd.DataFrame, split_digest: str, config: Config, scale: Scale, out
             name=_RAY_FOLDER,
             storage_path=str(checkpoints.resolve()),
             failure_config=ray.train.FailureConfig(max_failures=config.train.max_failures),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1, checkpoint_score_attribute="score"),
-            callbacks=[_HistoryFile(outdir.resolve() / "history.jsonl")],
+            checkpoint_config=ray.train.CheckpointConfig(
+                num_to_keep=config.train.keep, checkpoint_score_attribute="score"
+            ),
+            callbacks=[_HistoryFile(outdir.resolve() / "history.jsonl"), _NoSecondTry(own_board)],
         ),
     )
-    with _speaking(board, say):
-        try:
-            result = trainer.fit()
-        except ray.train.WorkerGroupError as error:
-            raise _reason(error, say) from error
-    # The newest checkpoint knows all epochs; a kill just before history.jsonl is written can cost that file one.
-    _keep(result.checkpoint, checkpoints / "last")
-    history = models.load_state(checkpoints / "last")["history"]
-    write_history(outdir, history)
-    best = best_epoch(history, config.train.monitor)
-    # Ray keeps the checkpoint of the highest score and the latest one; they may be the same.
-    reported = [*result.best_checkpoints, (result.checkpoint, result.metrics)]
-    kept = {int(metrics["epoch"]): checkpoint for checkpoint, metrics in reported}
-    _keep(kept[best], checkpoints / "best")
-    # Renamed first, so that a kill leaves either all of Ray's folder, or a finished training.
-    rubbish = (checkpoints / _RAY_FOLDER).rename(checkpoints / f"{_RAY_FOLDER}.old")
+    with tracking(split_digest, config, scale, outdir, say) as following:
+        with board.listening(own_board, say, following.log):
+            result = _follow(trainer, own_board, checkpoints, say)
+        fitted = _finish(result, checkpoints, config, outdir)
+        following.close({name: fitted.history[-1][name] for name in ("val_kappa", "val_accuracy", "val_loss")})
+    return fitted
+
+
+def tracking(split_digest: str, config: Config, scale: Scale, outdir: Path, say: Say) -> trackers.Trackers:
+    """The trackers of the run in ``outdir``, brought up to its history."""
+    facts = {"split_digest": split_digest, "num_workers": scale.num_workers}
+    return trackers.open_all(config.train.trackers, outdir, config, facts, read_history(outdir), say)
+
+
+def _workers(scale: Scale) -> str:
+    fixed = f"{scale.num_workers} workers"
+    return f"{scale.min_workers} to {fixed}" if scale.min_workers else fixed
+
+
+def _is_finished(history: History, config: Config) -> bool:
+    return bool(history[-1]["epoch"] == config.train.epochs or history[-1].get("stopped"))
+
+
+def _follow(trainer: Any, own_board: Any, checkpoints: Path, say: Say) -> ray.train.Result:
+    """Run the trainer to its end, or raise what ended it."""
+    failed: Exception | None = None
+    result = None
+    try:
+        result = trainer.fit()
+    except (ray.train.WorkerGroupError, ray.train.ControllerError) as error:
+        failed = error
+    own: MammorayError | None = ray.get(own_board.failure.remote())
+    if own is not None:
+        raise own from failed
+    if failed is not None:
+        raise _reason(failed, checkpoints, say) from failed
+    where = ray.get(own_board.where.remote())
+    if where is not None:
+        remedy = "The same command goes on from there."
+        raise InterruptedRunError("the run", "to be left alone", f"SIGTERM; a checkpoint was made at {where}", remedy)
+    return result
+
+
+def _finish(result: ray.train.Result, checkpoints: Path, config: Config, outdir: Path) -> Fitted:
+    """Put the checkpoints where people find them, and write the history down for good."""
+    try:
+        # The newest checkpoint knows all epochs; a kill just before history.jsonl is written can cost that file one.
+        _keep(result.checkpoint, checkpoints / "last")
+        history: History = checkpoint.read_state(checkpoints / "last")["progress"]["history"]
+        write_history(outdir, history)
+        best = records.best_epoch(history, config.train)
+        # Ray keeps the checkpoints of the highest scores and the latest one; they may be the same.
+        reported = [*result.best_checkpoints, (result.checkpoint, result.metrics)]
+        kept = {int(metrics["epoch"]): one for one, metrics in reported if metrics["step"] == 0}
+        _keep(kept[best], checkpoints / "best")
+        for epoch in sorted(kept, key=lambda e: -records.score(history[e], config.train))[1 : config.train.keep]:
+            _keep(kept[epoch], checkpoints / f"epoch-{epoch:03d}")
+        # Renamed first, so that a kill leaves either all of Ray's folder, or a finished training.
+        rubbish = (checkpoints / _RAY_FOLDER).rename(checkpoints / f"{_RAY_FOLDER}.old")
+    except OSError as error:
+        remedy = "Make room, and start the same command again."
+        raise RunFolderError(str(outdir), "a folder that can be written", str(error), remedy) from error
     shutil.rmtree(rubbish, ignore_errors=True)
     return Fitted(history=history, best=checkpoints / "best", last=checkpoints / "last")
 
 
-def _keep(checkpoint: ray.train.Checkpoint, folder: Path) -> None:
+def _keep(one: ray.train.Checkpoint, folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
-    checkpoint.to_directory(folder)
+    one.to_directory(folder)
 
 
-def check(config: Config, scale: Scale, outdir: Path) -> tuple[ray.train.ScalingConfig, models.Tensors | None]:
+def check(config: Config, scale: Scale, outdir: Path) -> tuple[ray.train.ScalingConfig, Tensors | None]:
     """What :func:`fit` needs before it can start, to be asked for before hours go into decoding.
 
     Returns
@@ -134,11 +182,24 @@ def check(config: Config, scale: Scale, outdir: Path) -> tuple[ray.train.Scaling
     ConfigError, ClusterError, ModelError
         As of :func:`fit`.
     """
-    if config.sample.batch_size % scale.num_workers:
-        expected = f"a multiple of --num-workers {scale.num_workers}"
+    least = scale.num_workers * config.optim.accumulate * (2 if learner.mixes(config) else 1)
+    if config.sample.batch_size < least:
+        expected = (
+            f"at least {least} images, for --num-workers {scale.num_workers} --accumulate {config.optim.accumulate}"
+        )
         raise ConfigError("--batch-size", expected, str(config.sample.batch_size), "Change either.")
-    begun = bool(read_history(outdir))
-    return plan(scale), None if begun else models.build(config.model, config.classes, config.seed).state_dict()
+    if learner.mixes(config) and config.sample.batch_size % 2:
+        remedy = "Change it, or leave --mixup out."
+        raise ConfigError("--batch-size", "an even number, for --mixup", str(config.sample.batch_size), remedy)
+    trackers.check(config.train.trackers)
+    scaling = plan(scale)
+    if config.speed.sync_batchnorm and not scaling.use_gpu:
+        remedy = "Leave it out on CPUs, or use --freeze-norm or a network without batch norm."
+        raise ConfigError("--sync-batchnorm", "GPUs", "none", remedy)
+    learner.blank(config)  # Whatever the architecture cannot do is said here.
+    if read_history(outdir):
+        return scaling, None
+    return scaling, model.build(config.model, config.loss.loss, config.classes, config.seed).state_dict()
 
 
 def plan(scale: Scale) -> ray.train.ScalingConfig:
@@ -151,45 +212,33 @@ def plan(scale: Scale) -> ray.train.ScalingConfig:
     """
     resources = ray.cluster_resources()
     cpus, gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
-    use_gpu = scale.gpu == "yes" or (scale.gpu == "auto" and gpus >= scale.num_workers)
-    if use_gpu and gpus < scale.num_workers:
+    least = scale.min_workers or scale.num_workers
+    use_gpu = scale.gpu == "yes" or (scale.gpu == "auto" and gpus >= least)
+    if use_gpu and gpus < least:
+        raise ClusterError(
+            "the Ray cluster", f"{least} GPUs, one per worker", f"{gpus:g}", "Use fewer --num-workers, or --gpu no."
+        )
+    share = rooms.share(rooms.nodes(use_gpu), scale)
+    if share is None:
+        wanted = f"{scale.cpus_per_worker:g} CPUs for each of" if scale.cpus_per_worker else "CPUs for"
         raise ClusterError(
             "the Ray cluster",
-            f"{scale.num_workers} GPUs, one per worker",
-            f"{gpus:g}",
-            "Use fewer --num-workers, or --gpu no.",
-        )
-    share = scale.cpus_per_worker or min(1.0, math.floor((cpus - 1.0) / scale.num_workers * 100) / 100)
-    if share <= 0 or share * scale.num_workers > cpus - 0.5:
-        wanted = (
-            f"{share:g} CPUs for each of {scale.num_workers} workers"
-            if share > 0
-            else f"CPUs for {scale.num_workers} workers"
-        )
-        raise ClusterError(
-            "the Ray cluster",
-            f"{wanted} and one left to read with",
+            f"{wanted} {least} workers, and one left to read with",
             f"{cpus:g} CPUs",
             "Use fewer --num-workers or --cpus-per-worker, or begin Ray with more: ray start --head --num-cpus 2.",
         )
     return ray.train.ScalingConfig(
-        num_workers=scale.num_workers,
+        num_workers=(scale.min_workers, scale.num_workers) if scale.min_workers else scale.num_workers,
         use_gpu=use_gpu,
         resources_per_worker={"CPU": share, **({"GPU": 1.0} if use_gpu else {})},
+        elastic_resize_monitor_interval_s=scale.resize_seconds,
     )
 
 
 def _fold_dataset(rows: pd.DataFrame, fold: str) -> ray.data.Dataset:
-    return ray.data.from_pandas(
-        rows.loc[rows["fold"] == fold, ["image_id", "target", "shard", "position"]].reset_index(drop=True)
-    )
-
-
-def best_epoch(history: History, monitor: str) -> int:
-    """Epoch with the highest score; the first of equals; never epoch 0, which has not learned."""
-    scores = [loop.score(record, monitor) for record in history]
-    epoch: int = history[int(np.argmax(scores))]["epoch"]
-    return epoch
+    wanted = ["image_id", "patient_id", "laterality", "view", "age", "target", "shard", "position"]
+    columns = [name for name in wanted if name in rows]
+    return ray.data.from_pandas(rows.loc[rows["fold"] == fold, columns].reset_index(drop=True))
 
 
 def read_history(outdir: Path) -> History:
@@ -212,53 +261,39 @@ class _HistoryFile(ray.train.UserCallback):  # type: ignore[misc]
         self.path = path
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
-        write_history(self.path.parent, metrics[0]["history"])
+        with contextlib.suppress(OSError):  # A full disk fails at the next checkpoint, with a reason.
+            write_history(self.path.parent, metrics[0]["history"])
 
 
-class _Board:
-    """Messages of rank 0 on their way to the driver."""
+class _NoSecondTry(ray.train.UserCallback):  # type: ignore[misc]
+    """Ends the run where the error on the board would come again; an error of a callback is one that Ray never retries.
 
-    def __init__(self) -> None:
-        self.messages: list[str] = []
+    Without it Ray would start the worker group anew first, for nothing.
+    """
 
-    def put(self, message: str) -> None:
-        self.messages.append(message)
+    def __init__(self, own_board: Any) -> None:
+        self.own_board = own_board
 
-    def take(self) -> list[str]:
-        taken, self.messages = self.messages, []
-        return taken
-
-
-@contextlib.contextmanager
-def _speaking(board: Any, say: Say) -> Iterator[None]:
-    done = threading.Event()
-
-    def speak() -> None:
-        while not done.wait(0.5):
-            drain()
-
-    def drain() -> None:
-        with contextlib.suppress(ray.exceptions.RayActorError):  # Lost with its node; only words are lost with it.
-            for message in ray.get(board.take.remote()):
-                say(message)
-
-    thread = threading.Thread(target=speak, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
-        drain()
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        if (failure := ray.get(self.own_board.failure.remote())) is not None:
+            raise failure
 
 
-def _reason(error: ray.train.WorkerGroupError, say: Say) -> MammorayError:
-    for failure in error.worker_failures.values():
-        cause = getattr(failure, "cause", None) or failure
-        if isinstance(cause, MammorayError):
-            return cause
-    first = next(iter(error.worker_failures.values()), error)
+def _reason(error: Exception, checkpoints: Path, say: Say) -> MammorayError:
+    """What ended the run, where it is no error of mammoray's own."""
+    causes = [*getattr(error, "worker_failures", {}).values(), getattr(error, "controller_failure", None)]
+    # When a worker dies, the others lose their connection to it, and may be heard first.
+    dead = [cause for cause in causes if isinstance(getattr(cause, "health_check_failure", cause), RayActorError)]
+    first: BaseException = next((cause for cause in [*dead, *causes] if cause is not None), error)
+    if isinstance(first, OSError):
+        return shortage.of_disk(first, str(checkpoints))
+    if shortage.is_memory(first):
+        return shortage.of_memory(first)
     say(str(error))
+    again = "The same command goes on from the last checkpoint."
+    if dead:
+        remedy = f"{again} If the kernel killed it for want of memory, which dmesg tells: {shortage.LESS_MEMORY}"
+        return TrainError("the training workers", "to finish", "one that was killed or crashed", remedy)
     lines = str(first).strip().splitlines() or [type(first).__name__]
-    remedy = "The worker's traceback stands above; the same command goes on from the last checkpoint."
+    remedy = f"The worker's traceback stands above. {again}"
     return TrainError("the training workers", "to finish", lines[-1][:300], remedy)

@@ -14,14 +14,11 @@ from mammoray import catalog, ingest, labels, pipeline, split, synth
 from mammoray.config import (
     Config,
     DecodeConfig,
-    EvaluateConfig,
     IngestConfig,
-    ModelConfig,
-    SampleConfig,
     Scale,
     SynthConfig,
-    TrainConfig,
 )
+from mammoray.recipe import EvaluateConfig, ModelConfig, OptimConfig, SampleConfig, TrainConfig
 
 # No batch norm in this network: what it computes does not depend on how a batch is divided.
 ARCH = "test_convnext"
@@ -30,7 +27,8 @@ SMALL = Config(
     sample=SampleConfig(batch_size=12),
     ingest=IngestConfig(shard_images=16),
     model=ModelConfig(arch=ARCH, pretrained=False, dropout=0.0),
-    train=TrainConfig(epochs=2, lr=1e-3),
+    optim=OptimConfig(lr=1e-3),
+    train=TrainConfig(epochs=2),
     evaluate=EvaluateConfig(bootstrap=50, examples=8),
 )
 

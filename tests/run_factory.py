@@ -11,9 +11,10 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from mammoray.config import Config, EvaluateConfig
+from mammoray.config import Config
 from mammoray.evaluate import judge
 from mammoray.plain import to_toml
+from mammoray.recipe import EvaluateConfig
 
 FILES = (
     "config.toml",
@@ -30,7 +31,12 @@ DIGEST = "0123456789abcdef"
 
 
 def make_run(
-    outdir: Path, classes: str = "density", absent: str | None = None, examples: int = 12, height: int = 96
+    outdir: Path,
+    classes: str = "density",
+    absent: str | None = None,
+    examples: int = 12,
+    height: int = 96,
+    breasts: bool = False,
 ) -> Path:
     """Write the files of a finished run; class ``absent`` has no test image."""
     outdir.mkdir()
@@ -43,10 +49,14 @@ def make_run(
     write_json(outdir / "audit.json", make_audit())
     (outdir / "audit.csv").write_text("severity,image_id,file,tag,reason,expected,found,what_to_do\n")
     (outdir / "history.jsonl").write_text("".join(json.dumps(make_epoch(i)) + "\n" for i in range(21)))
-    write_json(outdir / "metrics.json", judge(predictions, config.class_names, resamples=100, seed=0))
+    write_json(
+        outdir / "metrics.json",
+        judge(predictions, config.class_names, EvaluateConfig(bootstrap=100, breasts=breasts), seed=0),
+    )
     predictions.to_parquet(outdir / "predictions.parquet")
     test = predictions[predictions["fold"] == "test"]
     make_examples(test, names, examples, height, height * 3 // 4).to_parquet(outdir / "examples.parquet")
+    make_augmented(height, height * 3 // 4).to_parquet(outdir / "augmented.parquet")
     return outdir
 
 
@@ -134,6 +144,8 @@ def make_predictions(names: list[str], absent: str | None) -> pd.DataFrame:
                 {
                     "image_id": f"{1_459_541_000 + 4 * patient + view}",
                     "patient_id": f"{patient}",
+                    "laterality": "LLRR"[view],
+                    "view": ("CC", "MLO")[view % 2],
                     "fold": fold,
                     "label": names[truth],
                     "predicted": names[int(p.argmax())],
@@ -155,6 +167,19 @@ def make_examples(test: pd.DataFrame, names: list[str], count: int, height: int,
         phantom(names.index(label) / (len(names) - 1), i, height, width) for i, label in enumerate(chosen["label"])
     ]
     return examples
+
+
+def make_augmented(height: int, width: int, images: int = 2, variants: int = 3) -> pd.DataFrame:
+    places = [(image, variant) for image in range(images) for variant in range(variants + 1)]
+    return pd.DataFrame(
+        {
+            "image_id": [f"{1_459_540_000 + image}" for image, _ in places],
+            "variant": [variant for _, variant in places],
+            "height": height,
+            "width": width,
+            "pixels": [phantom(0.3 + 0.1 * variant, image, height, width) for image, variant in places],
+        }
+    )
 
 
 def phantom(density: float, seed: int, height: int, width: int) -> bytes:

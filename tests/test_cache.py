@@ -119,7 +119,7 @@ def test_nothing_of_an_unfinished_shard_is_seen_or_left(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         cache.write_shard(str(tmp_path), half())
     assert list(tmp_path.iterdir()) == []
-    (tmp_path / "dead.parquet.partial").write_bytes(b"half a shard")
+    (tmp_path / "dead.arrow.partial").write_bytes(b"half a shard")
     assert len(cache.read_index(str(tmp_path))) == 0
 
 
@@ -164,14 +164,14 @@ def test_an_index_of_the_whole_rsna_set_is_read_without_its_shards(tmp_path: Pat
     rows = 64 * len(shards)
     keys = pa.array([f"{i:032x}" for i in range(rows)])
     cache.write_index(folder, pa.concat_tables([shards] * 64).set_column(0, "key", keys))
-    for shard in tmp_path.glob("*.parquet"):  # Of the same size, but no Parquet: to open one would be an error.
+    for shard in tmp_path.glob("*.arrow"):  # Of the same size, but no Arrow: to open one would be an error.
         shard.write_bytes(bytes(shard.stat().st_size))
     assert len(cache.read_index(str(tmp_path))) == rows
 
 
 def test_what_killed_runs_left_is_deleted_after_a_day(tmp_path: Path) -> None:
     cache.write_shard(str(tmp_path), [record(1)])
-    old, young = tmp_path / "a.parquet.partial", tmp_path / "b.parquet.partial"
+    old, young = tmp_path / "a.arrow.partial", tmp_path / "b.arrow.partial"
     for file in (old, young):
         file.write_bytes(b"half a shard")
     os.utime(old, (time.time() - 2 * 86400,) * 2)
@@ -206,5 +206,32 @@ def test_a_folder_that_cannot_be_made_or_written_is_an_error(tmp_path: Path) -> 
 
 
 def test_pixels_of_a_lost_shard_are_an_error_that_names_it(tmp_path: Path) -> None:
-    with pytest.raises(IngestError, match=r"lost.parquet.*FileNotFoundError"):
-        cache.load_pixels([f"{tmp_path}{os.sep}lost.parquet"], np.array([0]), CONFIG)
+    with pytest.raises(IngestError, match=r"lost.arrow.*FileNotFoundError"):
+        cache.load_pixels([f"{tmp_path}{os.sep}lost.arrow"], np.array([0]), CONFIG)
+
+
+@pytest.mark.parametrize("pixels", [None, b"", bytes(40 * 32 - 1), bytes(40 * 32 + 1)])
+def test_an_image_of_another_size_than_the_settings_say_is_an_error(tmp_path: Path, pixels: bytes | None) -> None:
+    row = cache.write_shard(str(tmp_path), [{**record(0), "pixels": pixels}]).to_pylist()[0]
+    with pytest.raises(IngestError, match=r"\.arrow.*delete it"):
+        image(str(tmp_path), row)
+
+
+def test_a_damaged_shard_gives_images_or_an_error_and_never_ends_the_process(tmp_path: Path) -> None:
+    names = cache.write_shard(str(tmp_path), [record(i) for i in range(4)])["shard"]
+    whole, rng = (tmp_path / names[0].as_py()).read_bytes(), np.random.default_rng(0)
+    refused = 0
+    for number in range(600):
+        damaged = np.frombuffer(whole, np.uint8).copy()
+        # Most of it in the metadata at both ends, where a reader could be led astray.
+        span = len(whole) if number % 3 == 0 else 1500
+        damaged[rng.integers(-span // 2, span // 2, rng.integers(1, 8))] ^= np.uint8(1 << rng.integers(8))
+        path = tmp_path / f"{number}.arrow"
+        path.write_bytes(damaged.tobytes())
+        try:
+            assert cache.load_pixels([str(path)] * 4, np.arange(4), CONFIG).shape == (4, 40, 32)
+            cache._read_texts(str(tmp_path), path.name, len(whole)).to_pylist()
+        except IngestError:
+            refused += 1
+        path.unlink()
+    assert refused > 200

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from mammoray import cli, config
+from mammoray import cli, recipe
+from mammoray.errors import ConfigError
 from mammoray.synth import SynthSummary
 
 
@@ -56,11 +57,12 @@ def test_both_names_of_the_program_are_installed() -> None:
 
 def test_flags_go_before_the_config_file_and_that_before_defaults(tmp_path: Path) -> None:
     file = tmp_path / "config.toml"
-    file.write_text("[train]\nepochs = 7\nlr = 0.5\n", encoding="utf-8")
+    file.write_text("[train]\nepochs = 7\n[optim]\nlr = 0.5\n", encoding="utf-8")
     needed = ["--csv", "a.csv", "--dicom-root", "d", "--outdir", "o"]
     args = cli.parse("train", [*needed, "--config", str(file), "--lr", "0.25", "--num-workers", "3"])
-    assert args.settings.train == config.TrainConfig(epochs=7, lr=0.25)
-    assert args.settings.model == config.ModelConfig()
+    assert args.settings.train == recipe.TrainConfig(epochs=7)
+    assert args.settings.optim == recipe.OptimConfig(lr=0.25)
+    assert args.settings.model == recipe.ModelConfig()
     assert args.scale.num_workers == 3
     assert args.csv == "a.csv"
 
@@ -145,3 +147,14 @@ def test_an_error_that_nobody_foresaw_is_status_2_and_not_the_1_of_an_unfit_data
     monkeypatch.setitem(cli.VERBS, "report", (cli.ReportArgs, fail, ""))
     assert cli.main(["report", "--outdir", "x"]) == 2
     assert "RuntimeError: unforeseen" in capsys.readouterr().err
+
+
+def test_the_rehearsals_of_a_training_are_flags_of_train_alone_and_exclude_each_other(tmp_path: Path) -> None:
+    needed = ["--dicom-root", "d", "--outdir", str(tmp_path)]
+    args = cli.parse("train", [*needed, "--dry-run"])
+    assert args.dry_run and not args.overfit_batch
+    assert args.settings == cli.parse("train", needed).settings, "they are no part of a run's identity"
+    with pytest.raises(ConfigError, match="--overfit-batch"):
+        cli.parse("train", [*needed, "--dry-run", "--overfit-batch"])
+    with pytest.raises(SystemExit):
+        cli.parse("crossval", [*needed, "--dry-run"])

@@ -1,3 +1,4 @@
+import re
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -5,8 +6,18 @@ from typing import Any
 import pytest
 
 from mammoray import config as configs
-from mammoray.config import Config, ModelConfig, SampleConfig, Scale, SplitConfig, SynthConfig, TrainConfig
+from mammoray import recipe
+from mammoray.config import Config, Scale, SplitConfig, SynthConfig
 from mammoray.errors import ConfigError
+from mammoray.recipe import (
+    AugmentConfig,
+    CollapseConfig,
+    LossConfig,
+    ModelConfig,
+    OptimConfig,
+    SampleConfig,
+    TrainConfig,
+)
 
 
 def leaves(kind: type[Any]) -> list[str]:
@@ -25,11 +36,10 @@ def test_field_names_are_unique_over_all_sections_because_they_are_flags() -> No
 
 @pytest.mark.parametrize("kind", [Config, Scale, SynthConfig])
 def test_every_setting_has_a_description(kind: type[Any]) -> None:
-    source = Path(configs.__file__).read_text(encoding="utf-8")
+    source = "".join(Path(str(module.__file__)).read_text(encoding="utf-8") for module in (configs, recipe))
     for name in leaves(kind):
-        declared = source.index(f"\n    {name}: ")
-        following = source[declared + 1 :].split("\n", 2)[1]
-        assert following.startswith('    """'), name
+        # Not the section of the same name in Config.
+        assert re.search(rf'\n    {name}: (?!\w+ = field).*\n    """', source), name
 
 
 @pytest.mark.parametrize(
@@ -47,14 +57,33 @@ def test_every_setting_has_a_description(kind: type[Any]) -> None:
         lambda: SplitConfig(test_patients="leave_out"),
         lambda: SampleConfig(batch_size=1),
         lambda: TrainConfig(epochs=0),
-        lambda: TrainConfig(lr=0.0),
-        lambda: TrainConfig(label_smoothing=1.0),
+        lambda: TrainConfig(trackers=("paper",)),  # type: ignore[arg-type]
+        lambda: OptimConfig(lr=0.0),
+        lambda: OptimConfig(head_lr=0.0),
+        lambda: OptimConfig(layer_decay=1.5),
+        lambda: OptimConfig(accumulate=0),
+        lambda: OptimConfig(optimizer="adam"),  # type: ignore[arg-type]
+        lambda: LossConfig(label_smoothing=1.0),
+        lambda: AugmentConfig(flip_vertical=1.5),
+        lambda: AugmentConfig(mixup=-0.1),
+        lambda: SampleConfig(beta=1.0),
+        lambda: CollapseConfig(collapse_share=0.0),
+        lambda: ModelConfig(auxiliary=("view", "view")),
+        lambda: ModelConfig(auxiliary=("weight",)),  # type: ignore[arg-type]
         lambda: ModelConfig(dropout=1.0),
         lambda: ModelConfig(channels=2),  # type: ignore[arg-type]
         lambda: Scale(num_workers=0),
-        lambda: Config(sample=SampleConfig(sampler="balanced"), train=TrainConfig(class_weights=True)),
+        lambda: Scale(num_workers=2, min_workers=3),
+        lambda: Config(sample=SampleConfig(sampler="balanced"), loss=LossConfig(class_weights="sqrt")),
+        lambda: Config(model=ModelConfig(auxiliary=("laterality",))),
+        lambda: Config(model=ModelConfig(auxiliary=("view",)), augment=AugmentConfig(mixup=0.2)),
     ],
 )
 def test_settings_out_of_range_are_errors(make: Any) -> None:
     with pytest.raises(ConfigError):
         make()
+
+
+def test_two_corrections_of_one_imbalance_are_allowed_where_they_are_meant() -> None:
+    both = LossConfig(class_weights="sqrt", double_correction=True)
+    assert Config(sample=SampleConfig(sampler="sqrt"), loss=both).loss == both

@@ -174,7 +174,7 @@ def test_a_killed_run_goes_on_where_it_stood(copy: Path, tmp_path: Path) -> None
     folder = Path(cache.cache_folder(str(tmp_path / "cache"), SMALL.decode))
     shards = -(-len(data.rows) // 4)
     deadline = time.monotonic() + 90
-    while len(list(folder.glob("*.parquet"))) < shards - 1:  # All but the one that hangs.
+    while len(list(folder.glob("*.arrow"))) < shards - 1:  # All but the one that hangs.
         assert time.monotonic() < deadline
         assert run.poll() is None
         time.sleep(0.1)

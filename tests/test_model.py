@@ -6,33 +6,33 @@ import safetensors.torch
 import torch
 
 from mammoray import model as models
-from mammoray.config import DecodeConfig, ModelConfig
-from mammoray.errors import CheckpointError, ModelError
+from mammoray.errors import ModelError
+from mammoray.recipe import ModelConfig
 
 RANDOM = ModelConfig(arch="test_resnet", pretrained=False)
 
 
-def card(config: ModelConfig = RANDOM) -> models.ModelCard:
-    return models.ModelCard(model=config, classes="density", decode=DecodeConfig(), split_digest="d" * 16, epoch=3)
+def build(config: ModelConfig = RANDOM, loss: str = "cross_entropy", seed: int = 0) -> models.DensityNet:
+    return models.build(config, loss, "density", seed)
 
 
 @pytest.mark.parametrize("arch", ["efficientnet_b0", "resnet50"])
 def test_the_usual_architectures_take_grey_images(arch: str) -> None:
-    net = models.build(ModelConfig(arch=arch, pretrained=False), "density", 0).eval()
-    assert net(torch.rand(2, 1, 64, 48)).shape == (2, 4)
-    binary = models.build(ModelConfig(arch=arch, pretrained=False, channels=3), "binary", 0).eval()
-    assert binary(torch.rand(2, 1, 64, 48)).shape == (2, 2)
+    net = build(ModelConfig(arch=arch, pretrained=False)).eval()
+    assert net(torch.rand(2, 1, 64, 48))[models.DENSITY].shape == (2, 4)
+    binary = models.build(ModelConfig(arch=arch, pretrained=False, channels=3), "cross_entropy", "binary", 0).eval()
+    assert binary(torch.rand(2, 1, 64, 48))[models.DENSITY].shape == (2, 2)
 
 
 def test_the_seed_decides_the_initial_weights() -> None:
-    first, same, other = (models.build(RANDOM, "density", seed).state_dict() for seed in (1, 1, 2))
+    first, same, other = (build(seed=seed).state_dict() for seed in (1, 1, 2))
     assert all(torch.equal(first[k], same[k]) for k in first)
     assert any(not torch.equal(first[k], other[k]) for k in first)
 
 
 def test_an_unknown_architecture_is_an_error_that_suggests_others() -> None:
     with pytest.raises(ModelError, match=r"resnet_big.*resnet"):
-        models.build(ModelConfig(arch="resnet_big"), "density", 0)
+        build(ModelConfig(arch="resnet_big"))
 
 
 def test_no_model_hub_is_an_error_with_both_ways_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,7 +41,7 @@ def test_no_model_hub_is_an_error_with_both_ways_out(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(ModelError, match=r"--weights FILE, or --no-pretrained"):
-        models.build(ModelConfig(arch="test_resnet"), "density", 0)
+        build(ModelConfig(arch="test_resnet"))
 
 
 @pytest.mark.parametrize("form", ["safetensors", "torch", "wrapped"])
@@ -57,7 +57,7 @@ def test_a_weights_file_is_loaded_whole_but_for_the_classifier(tmp_path: Path, f
     else:
         torch.save({"state_dict": given} if form == "wrapped" else given, file)
     config = ModelConfig(arch="test_resnet", weights=file, channels=channels)  # type: ignore[arg-type]
-    own = models.build(config, "density", 0).backbone.state_dict()
+    own = build(config).backbone.state_dict()
     assert own["fc.weight"].shape[0] == 4
     for name, tensor in given.items():
         if name == "conv1.0.weight" and channels == 1:
@@ -68,11 +68,11 @@ def test_a_weights_file_is_loaded_whole_but_for_the_classifier(tmp_path: Path, f
 
 def test_weights_of_another_architecture_are_an_error_that_lists_the_differences(tmp_path: Path) -> None:
     file = tmp_path / "w.safetensors"
-    safetensors.torch.save_file(models.build(RANDOM, "density", 0).backbone.state_dict(), file)
+    safetensors.torch.save_file(build(RANDOM).backbone.state_dict(), file)
     with pytest.raises(ModelError, match=r"missing.*unknown"):
-        models.build(ModelConfig(arch="test_convnext", weights=file), "density", 0)
+        build(ModelConfig(arch="test_convnext", weights=file))
     with pytest.raises(ModelError, match="no file"):
-        models.build(ModelConfig(arch="test_resnet", weights=tmp_path / "none.pth"), "density", 0)
+        build(ModelConfig(arch="test_resnet", weights=tmp_path / "none.pth"))
 
 
 class Evil:
@@ -84,70 +84,68 @@ def test_a_weights_file_cannot_run_code(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.chdir(tmp_path)
     torch.save({"state_dict": Evil()}, tmp_path / "w.pth")
     with pytest.raises(ModelError):
-        models.build(ModelConfig(arch="test_resnet", weights=tmp_path / "w.pth"), "density", 0)
+        build(ModelConfig(arch="test_resnet", weights=tmp_path / "w.pth"))
     assert not (tmp_path / "evil").exists()
 
 
-def test_a_checkpoint_gives_back_network_and_card(tmp_path: Path) -> None:
-    net = models.build(RANDOM, "density", 4)
-    models.save_model(tmp_path, net.state_dict(), card())
-    loaded, read = models.load_model(tmp_path)
-    x = torch.rand(2, 1, 64, 48)
-    assert read == card()
-    assert torch.equal(loaded(x), net.eval()(x))
+class TestHeads:
+    @pytest.mark.parametrize(("loss", "outputs"), [("cross_entropy", 4), ("focal", 4), ("corn", 3), ("coral", 3)])
+    def test_the_loss_decides_the_outputs_and_probabilities_add_up_to_one(self, loss: str, outputs: int) -> None:
+        net = build(loss=loss).eval()
+        x = torch.rand(2, 1, 64, 48)
+        assert net(x)[models.DENSITY].shape == (2, outputs)
+        assert torch.allclose(net.log_probabilities(x).exp().sum(dim=1), torch.ones(2), atol=1e-5)
+        assert net.log_probabilities(x).shape == (2, 4)
+
+    def test_coral_has_one_score_and_its_thresholds_learn(self) -> None:
+        net = build(loss="coral")
+        difference = net(torch.rand(3, 1, 64, 48))[models.DENSITY].diff(dim=1)
+        assert torch.allclose(difference, net.thresholds.diff().expand(3, -1), atol=1e-6)
+        assert net.thresholds.requires_grad
+
+    @pytest.mark.parametrize("arch", ["test_resnet", "test_convnext", "test_efficientnet"])
+    def test_auxiliary_heads_leave_the_density_as_it_was(self, arch: str) -> None:
+        plain = build(ModelConfig(arch=arch, pretrained=False)).eval()
+        tasks = build(ModelConfig(arch=arch, pretrained=False, auxiliary=("view", "laterality", "age"))).eval()
+        tasks.load_state_dict(plain.state_dict(), strict=False)
+        x = torch.rand(2, 1, 64, 48)
+        outputs = tasks(x)
+        assert torch.allclose(outputs[models.DENSITY], plain(x)[models.DENSITY], atol=1e-5)
+        assert {name: tuple(v.shape) for name, v in outputs.items()} == {
+            models.DENSITY: (2, 4),
+            "view": (2, 3),
+            "laterality": (2, 2),
+            "age": (2, 1),
+        }
+
+    def test_an_architecture_that_has_no_features_for_them_is_an_error(self) -> None:
+        # Its classifiers are two, and their mean is the output.
+        arch = "deit_tiny_distilled_patch16_224"
+        with pytest.raises(ModelError, match="--auxiliary"):
+            build(ModelConfig(arch=arch, pretrained=False, auxiliary=("view",)))
+
+    def test_drop_path_leaves_blocks_out_in_training_only(self) -> None:
+        net = build(ModelConfig(arch="test_resnet", pretrained=False, dropout=0.0, drop_path=0.9))
+        x = torch.rand(64, 1, 64, 48)
+        x[:] = x[:1]
+        for module in net.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.eval().weight.data.fill_(1.0)  # Residual branches begin with zero.
+        assert float(net(x)[models.DENSITY].std(dim=0).max()) > 1e-3
+        assert float(net.eval()(x)[models.DENSITY].std(dim=0).max()) < 1e-4
+
+    def test_drop_path_where_there_is_none_is_an_error(self) -> None:
+        with pytest.raises(ModelError, match="--drop-path 0"):
+            build(ModelConfig(arch="vgg11", pretrained=False, drop_path=0.1))
 
 
-def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path: Path) -> None:
-    state = models.build(RANDOM, "density", 0).state_dict()
-    models.save_model(tmp_path, state, card(ModelConfig(arch="test_convnext", pretrained=False)))
-    with pytest.raises(CheckpointError, match="test_convnext"):
-        models.load_model(tmp_path)
-    del state["backbone.fc.bias"]
-    models.save_model(tmp_path, state, card())
-    with pytest.raises(CheckpointError):
-        models.load_model(tmp_path)
-    (tmp_path / "model.json").write_text('{"format": 99}')
-    with pytest.raises(CheckpointError, match="format 1"):
-        models.load_model(tmp_path)
-    with pytest.raises(CheckpointError):
-        models.load_model(tmp_path / "none")
-
-
-def test_the_optimiser_goes_on_as_if_it_had_not_stopped(tmp_path: Path) -> None:
-    def steps(net: torch.nn.Module, optimizer: torch.optim.Optimizer, count: int, start: int) -> None:
-        for step in range(start, start + count):
-            torch.manual_seed(step)
-            net.train()(torch.rand(4, 1, 32, 32)).square().mean().backward()
-            optimizer.step()
-            optimizer.zero_grad()
-
-    nets = [models.build(RANDOM, "density", 0) for _ in range(3)]
-    first, through, resumed = (torch.optim.AdamW(net.parameters(), lr=1e-2) for net in nets)
-    steps(nets[1], through, 4, 0)
-    steps(nets[0], first, 2, 0)
-    models.save_model(tmp_path, nets[0].state_dict(), card())
-    models.save_optimizer(tmp_path, first, {"history": [1]})
-    nets[2].load_state_dict(models.load_weights(tmp_path))
-    assert models.load_optimizer(tmp_path, resumed) == {"history": [1]}
-    steps(nets[2], resumed, 2, 2)
-    for a, b in zip(nets[1].parameters(), nets[2].parameters(), strict=True):
-        assert torch.equal(a, b)
-
-
-def test_class_weights_average_to_one_over_the_rows() -> None:
-    labels = np.repeat([0, 1, 2], [10, 30, 60])
-    weights = models.balanced_weights(labels, 4)
-    assert float(weights[labels].mean()) == pytest.approx(1.0)
-    assert weights[3] == 0
-    assert float(weights[0] / weights[2]) == pytest.approx(6.0)
-
-
-def test_the_mean_of_the_workers_losses_is_the_loss_of_the_global_batch() -> None:
-    logits, target = torch.randn(8, 4), torch.tensor([0, 0, 0, 1, 2, 3, 3, 1])
-    weights = torch.tensor([0.5, 1.0, 2.0, 0.7])
-    whole = models.loss(logits, target, weights, 0.1)
-    halves = [models.loss(logits[i : i + 4], target[i : i + 4], weights, 0.1) for i in (0, 4)]
-    assert float(whole) == pytest.approx(float(sum(halves) / 2), rel=1e-6)
+def test_a_checkpoint_s_folder_gives_its_weights(tmp_path: Path) -> None:
+    given = build(ModelConfig(arch="test_resnet", pretrained=False, auxiliary=("age",)), loss="coral", seed=5)
+    safetensors.torch.save_file(given.state_dict(), tmp_path / "model.safetensors")
+    own = build(ModelConfig(arch="test_resnet", weights=tmp_path))
+    for name, tensor in given.backbone.state_dict().items():
+        if not name.startswith("fc."):
+            assert torch.equal(own.backbone.state_dict()[name], tensor), name
 
 
 def test_sixteen_bit_images_become_unit_floats() -> None:

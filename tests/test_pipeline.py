@@ -5,12 +5,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from mammoray import checkpoint, pipeline, plain, split, train
 from mammoray import config as configs
-from mammoray import model as models
-from mammoray import pipeline, plain, split, train
-from mammoray.config import Scale, SplitConfig, TrainConfig
-from mammoray.errors import ConfigError, IngestError, MammorayError, ModelError, RunFolderError, SplitError
+from mammoray.config import Scale, SplitConfig
+from mammoray.errors import IngestError, MammorayError, ModelError, RunFolderError, SplitError
 from mammoray.plain import replace
+from mammoray.recipe import TrainConfig
 from mammoray.synth import SynthSummary
 from tests.conftest import SMALL, FinishedRun
 
@@ -26,11 +26,12 @@ class TestRunFolder:
     def test_it_holds_what_the_architecture_promises(self, finished_run: FinishedRun) -> None:
         outdir = finished_run.source.outdir
         names = {p.relative_to(outdir).as_posix() for p in outdir.rglob("*") if p.is_file()}
-        checkpoint = {"model.safetensors", "model.json", "optimizer.safetensors", "state.json"}
+        files = {"model.safetensors", "model.json", "training.safetensors", "state.json"}
         assert names == {
             "config.toml", "run.json", "catalog.parquet", "split.csv", "split.json", "audit.json", "audit.csv",
-            "history.jsonl", "predictions.parquet", "examples.parquet", "metrics.json", "report.html",
-            *(f"checkpoints/{which}/{name}" for which in ("best", "last") for name in checkpoint),
+            "history.jsonl", "predictions.parquet", "examples.parquet", "augmented.parquet", "metrics.json",
+            "report.html", *(name for name in names if name.startswith("tensorboard/events.out.")),
+            *(f"checkpoints/{which}/{name}" for which in ("best", "last") for name in files),
         }  # fmt: skip
 
     def test_config_toml_is_the_whole_config(self, finished_run: FinishedRun) -> None:
@@ -43,7 +44,7 @@ class TestRunFolder:
             split.digest(rows),
             json.loads((outdir / "split.json").read_text())["digest"],
             json.loads((outdir / "run.json").read_text())["split_digest"],
-            models.load_card(outdir / "checkpoints" / "best").split_digest,
+            checkpoint.read_card(outdir / "checkpoints" / "best").split_digest,
         }
         assert len(found) == 1
 
@@ -193,42 +194,6 @@ class TestBadInput:
     def test_a_missing_csv_is_an_error(self, copy: SynthSummary, tmp_path: Path) -> None:
         with pytest.raises(MammorayError, match="--csv"):
             run(replace(copy, csv=tmp_path / "none.csv"), tmp_path / "run")
-
-
-def test_crossval_tests_every_patient_once_and_those_of_a_fixed_test_set_never(
-    irma: SynthSummary, tmp_path: Path
-) -> None:
-    everybody = pd.read_csv(irma.csv, dtype=str).query("Classification != '5'")
-    locked = everybody["AccessionNumber"].iloc[[2, 7]].tolist()
-    (tmp_path / "locked.csv").write_text("\n".join(["patient_id", *locked]) + "\n")
-    parts = replace(SMALL.split, folds=3, test_file=tmp_path / "locked.csv")
-    config = replace(SMALL, split=parts, train=replace(SMALL.train, epochs=1), classes="binary")
-    source = pipeline.Source(csv=irma.csv, dicom_root=irma.root, outdir=tmp_path / "cv")
-    metrics = pipeline.crossval(source, config, Scale(), lambda line: None)
-    predictions = pd.read_parquet(tmp_path / "cv" / "predictions.parquet")
-    rows = pd.read_csv(tmp_path / "cv" / "fold-0" / "split.csv", dtype=str)
-    assert sorted(predictions["image_id"]) == sorted(rows["image_id"])
-    assert set(predictions["patient_id"]) == set(everybody["AccessionNumber"]) - set(locked)
-    assert metrics["folds"]["test"]["image"]["n"] == len(rows)
-    digests = {json.loads((tmp_path / "cv" / f"fold-{k}" / "run.json").read_text())["split_digest"] for k in range(3)}
-    assert len(digests) == 3
-
-
-class TestCrossvalRefuses:
-    def source(self, data: SynthSummary, outdir: Path) -> pipeline.Source:
-        return pipeline.Source(csv=data.csv, dicom_root=data.root, outdir=outdir)
-
-    def test_a_single_split_or_fold(self, irma: SynthSummary, tmp_path: Path) -> None:
-        for setting in ({"fold": 1}, {"split_file": tmp_path / "split.csv"}, {"val_share": 0.2}):
-            config = replace(SMALL, split=replace(SMALL.split, **setting))
-            with pytest.raises(ConfigError, match=r"--fold|--split-file|--val-share"):
-                pipeline.crossval(self.source(irma, tmp_path / "cv"), config, Scale(), lambda line: None)
-
-    def test_the_folder_of_a_run(self, irma: SynthSummary, finished_run: FinishedRun) -> None:
-        before = (finished_run.source.outdir / "metrics.json").read_bytes()
-        with pytest.raises(RunFolderError, match=r"audit\.csv"):
-            pipeline.crossval(self.source(irma, finished_run.source.outdir), SMALL, Scale(), lambda line: None)
-        assert (finished_run.source.outdir / "metrics.json").read_bytes() == before
 
 
 def test_a_hold_out_without_a_test_set_is_judged_on_the_validation_patients_and_says_so(

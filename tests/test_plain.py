@@ -3,8 +3,9 @@ from pathlib import Path
 import pytest
 
 from mammoray import plain
-from mammoray.config import Config, ModelConfig, SplitConfig, TrainConfig
+from mammoray.config import Config, SplitConfig
 from mammoray.errors import ConfigError
+from mammoray.recipe import ModelConfig, OptimConfig, TrainConfig
 
 
 def test_toml_gives_back_an_equal_config(tmp_path: Path) -> None:
@@ -12,8 +13,9 @@ def test_toml_gives_back_an_equal_config(tmp_path: Path) -> None:
         classes="binary",
         seed=7,
         split=SplitConfig(folds=4, fold=2, split_file=Path("split.csv")),
-        model=ModelConfig(arch="resnet50", weights=Path("w.safetensors")),
-        train=TrainConfig(lr=1.0, epochs=3),
+        model=ModelConfig(arch="resnet50", weights=Path("w.safetensors"), auxiliary=("view", "age")),
+        optim=OptimConfig(lr=1.0),
+        train=TrainConfig(epochs=3, trackers=()),
     )
     file = tmp_path / "config.toml"
     file.write_text(plain.to_toml(config), encoding="utf-8")
@@ -25,7 +27,9 @@ def test_toml_gives_back_an_equal_config(tmp_path: Path) -> None:
     [
         ("colour = 1", "colour"),
         ("[train]\nlearning_rate = 1.0", "learning_rate"),
-        ('[train]\nlr = "fast"', "lr"),
+        ('[optim]\nlr = "fast"', "lr"),
+        ('[model]\nauxiliary = "view"', "auxiliary"),
+        ('[model]\nauxiliary = ["weight"]', "--auxiliary"),
         ("[train]\nepochs = true", "epochs"),
         ('[decode]\nwindow = "nice"', "--window"),
         ("train = 3", "train"),

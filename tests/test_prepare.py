@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from mammoray import cache, catalog, cli, ingest, pipeline, plain, prepare, storage
+from mammoray import cache, catalog, claim, cli, ingest, pipeline, plain, prepare, storage
 from mammoray.config import Config
 from mammoray.errors import ConfigError, IngestError, RunFolderError
 from mammoray.plain import replace
@@ -65,7 +65,7 @@ def test_too_many_failures_are_an_error_after_the_table_is_written(irma: SynthSu
 
 def test_the_output_folder_may_become_that_of_a_run(irma: SynthSummary, tmp_path: Path) -> None:
     run(irma, tmp_path / "out")
-    assert pipeline._claim(tmp_path / "out", "identity") is False
+    assert not claim.is_finished(tmp_path / "out", "identity")
 
 
 def test_an_output_folder_below_a_file_is_an_error(irma: SynthSummary, tmp_path: Path) -> None:

@@ -31,10 +31,19 @@ class TestRsna:
         first = data.rows.iloc[0].to_dict()
         assert {**first, "mtime_ns": 0} == {
             "image_id": "101", "patient_id": "10", "laterality": "L", "view": "CC", "label": "A", "path": "10/101.dcm",
-            "size": 0, "mtime_ns": 0, "site_id": "1", "machine_id": "49", "implant": "0", "line": 2,
+            "size": 0, "mtime_ns": 0, "site_id": "1", "machine_id": "49", "implant": "0", "age": "61.0",
+            "line": 2,
         }  # fmt: skip
         assert data.root.endswith("train_images")
         assert (data.grouped_by, data.leak, data.findings) == ("patient_id", None, ())
+
+    def test_an_age_stands_as_the_table_writes_it_and_is_blank_where_it_has_none(self, tmp_path: Path) -> None:
+        ages = by_path(build(trees.rsna(tmp_path / "rsna")), "age")
+        assert ages == {"10/101.dcm": "61.0", "10/102.dcm": "61.0", "11/111.dcm": "50.0", "12/121.dcm": ""}
+        table = ["patient_id,Age,class", "000123,61,2", "000124,,4"]
+        assert list(build(trees.study(tmp_path / "study", table)).rows["age"]) == ["61"] * 3 + [""]
+        for tree in (trees.irma, trees.study, trees.folders):
+            assert set(build(tree(tmp_path / tree.__name__)).rows["age"]) == {""}
 
     def test_cancer_is_a_label_of_its_own_for_all_rows(self, tmp_path: Path) -> None:
         labels = by_path(build(trees.rsna(tmp_path), "cancer"), "label")

@@ -78,7 +78,7 @@ def test_page_is_well_formed_and_undefined_is_never_nan(
     page = report(make_run(tmp_path / "run", classes, absent, examples))
     assert page.open == []
     assert not re.search(r"\b(nan|null|inf)\b", page.text, re.IGNORECASE)
-    assert len(page.all("img")) == examples
+    assert len([image for image in page.all("img") if "truth" in (image["alt"] or "")]) == examples
 
 
 @pytest.mark.parametrize("classes", ["density", "binary"])
@@ -173,6 +173,31 @@ def test_untrained_and_best_epochs_are_marked(run: Path) -> None:
     assert page.words.count("best: epoch 14") == 2
 
 
+def collapse(run: Path, epochs: set[int], cause: str | None) -> None:
+    records = [make_epoch(i) for i in range(21)]
+    for record in records:
+        record["collapse"] = ["96 % of the images are called B (limit 95 %)"] if record["epoch"] in epochs else []
+    records[-1]["collapse_cause"] = cause
+    (run / "history.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+def test_a_collapse_is_told_above_the_charts_with_its_cause_and_epoch_by_epoch(run: Path) -> None:
+    collapse(run, {18, 20}, "B is the commonest class.")
+    page = report(run)
+    told = page.text.index("In 2 of 21 epochs the network answered (nearly) the same for all images.")
+    assert told < page.text.index("epoch 0: untrained")
+    assert "Epoch 20, the last of them: 96 % of the images are called B (limit 95 %)." in page.text
+    assert "Likely cause: B is the commonest class." in page.text
+    assert "Collapse" in page.words
+    assert page.words.count("96 % of the images are called B (limit 95 %)") == 2, "once an epoch, in the table"
+
+
+def test_without_a_collapse_nothing_is_told_of_one(run: Path) -> None:
+    assert "ollapse" not in report(run).text.split("config.toml")[0]
+    collapse(run, set(), None)
+    assert "ollapse" not in report(run).text.split("config.toml")[0]
+
+
 def test_wrong_and_right_examples_stand_apart_with_truth_prediction_and_probability(run: Path) -> None:
     page = report(run)
     for row in pd.read_parquet(run / "examples.parquet").itertuples():
@@ -202,6 +227,8 @@ def test_everything_from_the_files_is_escaped(tmp_path: Path) -> None:
     edit_json(run / "split.json", lambda d: d.update(grouped_by=evil))
     edit_json(run / "audit.json", lambda d: d["by_reason"][0].update(severity=evil, reason=evil, what_to_do=evil))
     edit_json(run / "audit.json", lambda d: d.update(by_severity={evil: 1}))
+    (run / "history.jsonl").write_text(json.dumps({**make_epoch(1), "collapse": [evil], "collapse_cause": evil}) + "\n")
+    pd.read_parquet(run / "augmented.parquet").assign(image_id=evil).to_parquet(run / "augmented.parquet")
     edit_json(run / "metrics.json", lambda d: d["intervals"].update(method=evil))
     examples = pd.read_parquet(run / "examples.parquet").assign(image_id=evil, label=evil, predicted=evil)
     examples.to_parquet(run / "examples.parquet")
@@ -323,3 +350,18 @@ def test_browser_shows_the_page_without_complaint(run: Path, tmp_path: Path) -> 
         grey = np.asarray(image.convert("L"))
     # Text, rules and figures: a blank page or an error page has next to no ink.
     assert grey.shape == (1600, 1200) and 0.01 < float((grey < 128).mean()) < 0.6
+
+
+def test_breasts_stand_beside_images_and_patients_where_they_were_judged(tmp_path: Path) -> None:
+    assert "by breast" not in write_report(make_run(tmp_path / "without")).read_text()
+    page = write_report(make_run(tmp_path / "with", breasts=True)).read_text()
+    assert "by breast" in page
+    assert "Breasts, n = 146" in page
+
+
+def test_the_page_says_why_a_training_was_stopped(tmp_path: Path) -> None:
+    outdir = make_run(tmp_path / "run")
+    lines = (outdir / "history.jsonl").read_text().splitlines()
+    last = {**json.loads(lines[-1]), "stopped": "no better kappa in 5 epochs (--patience)"}
+    (outdir / "history.jsonl").write_text("\n".join([*lines[:-1], json.dumps(last)]) + "\n")
+    assert "no better kappa in 5 epochs (--patience)" in write_report(outdir).read_text()

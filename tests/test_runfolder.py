@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 
 from mammoray.errors import RunFolderError
 from mammoray.runfolder import read_run
-from tests.run_factory import FILES, edit_json, make_run
+from tests.run_factory import FILES, edit_json, make_epoch, make_run
 
 
 @pytest.fixture
@@ -80,15 +81,35 @@ def test_history_with_a_torn_line_is_named_by_line(run: Path) -> None:
         read_run(run)
 
 
-@pytest.mark.parametrize(("name", "column"), [("predictions.parquet", "p_C"), ("examples.parquet", "pixels")])
+@pytest.mark.parametrize(
+    ("name", "column"),
+    [("predictions.parquet", "p_C"), ("examples.parquet", "pixels"), ("augmented.parquet", "variant")],
+)
 def test_missing_column_is_named(run: Path, name: str, column: str) -> None:
     pd.read_parquet(run / name).drop(columns=column).to_parquet(run / name)
     with pytest.raises(RunFolderError, match=f"{name}.*none named {column}"):
         read_run(run)
 
 
-def test_example_with_too_few_pixels_is_named_by_its_image(run: Path) -> None:
-    examples = pd.read_parquet(run / "examples.parquet").assign(height=97)
-    examples.to_parquet(run / "examples.parquet")
-    with pytest.raises(RunFolderError, match=f"image_id {examples['image_id'].iloc[0]}: expected 97 x 72 pixels"):
+@pytest.mark.parametrize("name", ["examples.parquet", "augmented.parquet"])
+def test_image_with_too_few_pixels_is_named(run: Path, name: str) -> None:
+    images = pd.read_parquet(run / name).assign(height=97)
+    images.to_parquet(run / name)
+    with pytest.raises(RunFolderError, match=f"{name}: image_id {images['image_id'].iloc[0]}: expected 97 x 72 pixels"):
+        read_run(run)
+
+
+def test_runs_of_older_versions_have_no_augmented_images(run: Path) -> None:
+    assert len(read_run(run).augmented) == 8
+    (run / "augmented.parquet").unlink()
+    assert read_run(run).augmented == []
+    (run / "augmented.parquet").write_bytes(b"[1, 2")
+    with pytest.raises(RunFolderError, match=r"augmented\.parquet"):
+        read_run(run)
+
+
+@pytest.mark.parametrize(("key", "value"), [("collapse", "text"), ("collapse", [1]), ("collapse_cause", 5)])
+def test_wrong_signs_of_a_collapse_are_named_by_line(run: Path, key: str, value: object) -> None:
+    (run / "history.jsonl").write_text(json.dumps({**make_epoch(3), key: value}) + "\n")
+    with pytest.raises(RunFolderError, match=rf"history\.jsonl line 1: {key}"):
         read_run(run)

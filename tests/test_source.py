@@ -116,7 +116,7 @@ def test_columns_that_a_table_lacks_are_blank_and_its_own_are_found_in_any_case(
     data = reading(tmp_path, "ID,VIEW,Density", "7,CC,2").read({"id": "ID"}, "density")
     assert data.iloc[0].to_dict() == {
         "line": 2, "id": "7", "cell": "2", "view": "CC", "laterality": "", "site_id": "", "machine_id": "",
-        "implant": "", "group": "",
+        "implant": "", "age": "", "group": "",
     }  # fmt: skip
 
 
@@ -151,3 +151,10 @@ def test_ten_thousand_copies_of_rows_are_counted_each_id_once(tmp_path: Path) ->
     data = catalog.build(None, tmp_path)
     assert len(data.rows) == 4
     assert [(f.image_id, f.found) for f in data.findings] == [("101", "5001 equal rows"), ("102", "5001 equal rows")]
+
+
+def test_a_patient_of_two_ages_has_none_and_is_no_contradiction() -> None:
+    frame = pd.DataFrame({"patient_id": ["a", "a", "b"], "age": ["50", "52", "61"], "line": [2, 3, 4]})
+    kept, findings = source.one_meaning(frame, ("patient_id",), "t.csv")
+    assert dict(zip(kept["patient_id"], kept["age"], strict=True)) == {"a": "", "b": "61"}
+    assert len(findings) == 1
