@@ -62,6 +62,7 @@ def test_every_setting_has_a_description(kind: type[Any]) -> None:
         lambda: OptimConfig(head_lr=0.0),
         lambda: OptimConfig(layer_decay=1.5),
         lambda: OptimConfig(accumulate=0),
+        lambda: OptimConfig(optimizer="lamb", freeze_epochs=1),
         lambda: OptimConfig(optimizer="adam"),  # type: ignore[arg-type]
         lambda: LossConfig(label_smoothing=1.0),
         lambda: AugmentConfig(flip_vertical=1.5),

@@ -222,7 +222,8 @@ FORMS += [("adamw", "fused"), ("sgd", "fused"), ("lamb", "channels_last"), ("ada
 
 @pytest.mark.parametrize(("kind", "form"), FORMS)
 def test_a_loaded_optimiser_goes_on_bit_by_bit(kind: Kind, form: str) -> None:
-    config = OptimConfig(optimizer=kind, lr=1e-3, layer_decay=0.9, freeze_epochs=1)
+    frozen = kind != "lamb"  # Which is refused with a frozen backbone.
+    config = OptimConfig(optimizer=kind, lr=1e-3, layer_decay=0.9, freeze_epochs=int(frozen))
     layout = torch.channels_last if form == "channels_last" else torch.contiguous_format
 
     def fresh() -> tuple[Net, torch.optim.Optimizer]:
@@ -230,7 +231,7 @@ def test_a_loaded_optimiser_goes_on_bit_by_bit(kind: Kind, form: str) -> None:
         return net, optim.build(net, config, fused=form == "fused")
 
     def go(net: Net, optimizer: torch.optim.Optimizer, step: int) -> None:
-        # The backbone has no state in the first two steps.
+        # A frozen backbone has no state in the first two steps.
         freezing.apply(net, config, 1 if step < 2 else 2)
         optim.set_rate(optimizer, optim.rate(config, step, 2, 4, 0))
         train_step(net, optimizer, step)
@@ -243,7 +244,7 @@ def test_a_loaded_optimiser_goes_on_bit_by_bit(kind: Kind, form: str) -> None:
             tensors, values = optim.state_tensors(first)
             saved[step] = safetensors.torch.save(tensors), json.dumps(values), snapshot(straight)
             kept[step] = tensors, {name: tensor.clone() for name, tensor in tensors.items()}
-    assert [any("backbone.conv_stem" in name for name in kept[stop][0]) for stop in kept] == [False, True]
+    assert [any("backbone.conv_stem" in name for name in kept[stop][0]) for stop in kept] == [not frozen, True]
     for stop, (state, numbers, weights) in saved.items():
         resumed, second = fresh()
         resumed.load_state_dict(weights)
