@@ -224,7 +224,7 @@ class SpeedConfig:
     sync_batchnorm: bool = False
     """Batch norm over the global batch instead of each worker's part of it; on GPUs."""
     grad_checkpointing: bool = False
-    """Compute activations twice instead of keeping them: less memory, about a third more time."""
+    """Compute activations twice instead of keeping them: less memory, and the time of another forward pass."""
     fused: bool = False
     """The optimiser's fused form, where it has one (adamw, sgd)."""
 
