@@ -267,7 +267,7 @@ def shard_paths(folder: str, names: pd.Series) -> pd.Series:
 def _reader(shard: str) -> ipc.RecordBatchFileReader:
     folder, name = storage.split(shard)
     filesystem, path = _storage(folder)
-    # One thread: the tasks of Ray Data are as many as the cores.
+    # One thread: who reads has threads or tasks of his own.
     options = ipc.IpcReadOptions(use_threads=False)
     reader = ipc.open_file(filesystem.open_input_file(f"{path}/{name}"), options=options)
     if not reader.schema.equals(_SCHEMA):

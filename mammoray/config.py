@@ -272,7 +272,7 @@ class Scale:
     gpu: Literal["auto", "yes", "no"] = "auto"
     """One GPU per worker. auto: yes when the cluster has at least num_workers of them."""
     cpus_per_worker: float = 0.0
-    """CPUs reserved for each worker; 0 works it out so that Ray Data keeps at least one CPU to read and decode with."""
+    """CPUs reserved for each worker; 0 reserves one, or less where there are more workers than CPUs."""
     address: str | None = None
     """A Ray cluster: auto, HOST:PORT or ray://HOST:PORT. Default: the cluster of the job this runs in, or one begun on
     this machine by 'ray start', else a new local one."""

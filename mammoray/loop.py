@@ -10,7 +10,7 @@ Shapes: ``N`` rows, ``B`` images, ``K`` classes.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,15 +86,13 @@ def _run(loop: dict[str, Any]) -> None:
     run, progress = _start(loop)
     todo = range(len(progress.history), run.config.train.epochs + 1)
     batches = _batches(run, progress, [epoch for epoch in todo if epoch])
-    size = 2 * -(-run.config.sample.batch_size // run.learner.workers)
-    validations = run.val.evaluation_batches(len(todo), size, run.config.decode)
     run.speak(f"{run.learner.workers} workers, from epoch {progress.epoch}, step {progress.step}")
     for epoch in todo:
         if progress.history and progress.history[-1].get("stopped"):
             return
         if epoch and not _train_epoch(run, progress, batches, epoch):
             return
-        _validate(run, progress, next(validations), epoch)
+        _validate(run, progress, epoch)
 
 
 def _start(loop: dict[str, Any]) -> tuple[_Run, Progress]:
@@ -261,12 +259,14 @@ def _gather(run: _Run, value: Any) -> list[Any]:
 # Validation -------------------------------------------------------------------------------------------------------
 
 
-def _validate(run: _Run, progress: Progress, batches: Iterable[Batch], epoch: int) -> None:
+def _validate(run: _Run, progress: Progress, epoch: int) -> None:
     """Judge the network, write the epoch down, and make its checkpoint."""
     own, config = run.learner, run.config
     began = time.monotonic()
     learner.end_epoch(own)
     own.judged.eval()
+    size = 2 * -(-config.sample.batch_size // own.workers)
+    batches = run.val.evaluation_batches(size, config.decode)
     mine = [(batch["row"], learner.evaluate(own, batch["image"])) for batch in batches]
     clock = {
         "seconds": progress.seconds,

@@ -203,7 +203,7 @@ def check(config: Config, scale: Scale, outdir: Path) -> tuple[ray.train.Scaling
 
 
 def plan(scale: Scale) -> ray.train.ScalingConfig:
-    """Resources of the workers, leaving Ray Data a CPU to read with.
+    """Resources of the workers.
 
     Raises
     ------
@@ -223,7 +223,7 @@ def plan(scale: Scale) -> ray.train.ScalingConfig:
         wanted = f"{scale.cpus_per_worker:g} CPUs for each of" if scale.cpus_per_worker else "CPUs for"
         raise ClusterError(
             "the Ray cluster",
-            f"{wanted} {least} workers, and one left to read with",
+            f"{wanted} {least} workers",
             f"{cpus:g} CPUs",
             "Use fewer --num-workers or --cpus-per-worker, or begin Ray with more: ray start --head --num-cpus 2.",
         )

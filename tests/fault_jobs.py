@@ -27,7 +27,7 @@ from mammoray import plain, train
 from mammoray.config import Scale
 from mammoray.errors import MammorayError
 
-# A node with 2 CPUs has room for one worker, and for a read task beside it.
+# A node with 2 CPUs has room for one worker.
 SHARE = 1.5
 Story = Iterator[Callable[[str], bool]]
 """What happens next, each time the condition that was yielded before holds for a line that the training says."""
