@@ -2,7 +2,7 @@
 
 Fed and pinned take turns, some steps each, in a Ray worker that learns as a training worker does (``learner.step``):
 images/s of both as medians of rounds, and their ratio. On CPUs with a network that computes for long (test_resnet,
-160 x 128, one thread, so that Ray Data has the other core); on a GPU with efficientnet_b0 and convnext_tiny at
+160 x 128, one thread, so that there is a core to read with); on a GPU with efficientnet_b0 and convnext_tiny at
 512 x 384, bf16, channels_last, with the GPU's utilisation.
 
 Then real trainings (``train.fit``): two workers on two cores against one on one core, and the memory of workers and
@@ -180,7 +180,7 @@ def show(config: Config, figures: dict[str, Any]) -> None:
         f"{config.model.arch}, {size}: steps fed from the cache {fed:.1f} images/s, pinned batch {pinned:.1f} images/s"
     )
     print(f"  ratio {fed / pinned:.3f} of the medians, {statistics.median(ratios):.3f} paired")
-    print(f"  time to the first batch, network and Ray Data included: {figures['first']:.2f} s")
+    print(f"  time to the first batch, network included: {figures['first']:.2f} s")
     if figures["busy"] is not None:
         print(f"  GPU utilisation: {figures['busy']:.0f} %")
 
@@ -212,8 +212,7 @@ def confine(cores: int) -> None:
 def training(folder: Path, workers: int, epochs: int) -> tuple[list[dict[str, Any]], list[str]]:
     """Train on the cached rows; history and memory by epoch."""
     config = replace(ON_CPU, optim=OptimConfig(lr=1e-4), train=TrainConfig(epochs=epochs, trackers=()))
-    # Ray counts the cores of the machine; the second stands for what Ray Data reads with.
-    ray.init(num_cpus=workers + 1, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    ray.init(num_cpus=workers, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
     memory = Memory()
     rows = pd.read_parquet(folder / "rows.parquet")
     fitted = train.fit(rows, "benchmark", config, Scale(num_workers=workers), folder / f"run-{workers}", memory.note)
