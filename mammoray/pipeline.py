@@ -257,7 +257,7 @@ def dry_run(source: Source, config: Config, scale: Scale, say: Say = print) -> b
     bool
         True.
     """
-    from mammoray import dryrun, train
+    from mammoray import controller, dryrun
 
     outdir = source.outdir
     data, parts, identity = _read(source, config, say)
@@ -265,7 +265,7 @@ def dry_run(source: Source, config: Config, scale: Scale, say: Say = print) -> b
         say(f"{outdir} already holds this run, finished: it would not be done again")
         return True
     claim.require_writable(outdir)
-    done = max(0, len(train.read_history(outdir)) - 1)
+    done = max(0, len(controller.read_history(outdir)) - 1)
     with cluster.connect(scale.address):
         _check_training(config, scale, outdir)
         files = dryrun.files(_labelled(data), data.root, config, prepare.cache_path(outdir, config))

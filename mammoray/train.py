@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,9 +15,10 @@ import ray.train
 import ray.train.torch
 from ray.exceptions import RayActorError
 
-from mammoray import board, checkpoint, learner, loop, model, records, rooms, shortage, tasks, trackers
+from mammoray import board, checkpoint, controller, learner, model, records, rooms, shortage, tasks, trackers
 from mammoray.batches import ShardConfig
 from mammoray.config import Config, Scale
+from mammoray.controller import read_history, write_history
 from mammoray.errors import ClusterError, ConfigError, InterruptedRunError, MammorayError, RunFolderError, TrainError
 from mammoray.model import Tensors
 from mammoray.plain import to_dict
@@ -76,7 +75,7 @@ def fit(rows: pd.DataFrame, split_digest: str, config: Config, scale: Scale, out
     say(f"train: {_workers(scale)} on {'GPUs' if scaling.use_gpu else 'CPUs'}")
     own_board = board.open_board()
     trainer = ray.train.torch.TorchTrainer(
-        loop.run,
+        controller.work,
         train_loop_config={
             "config": to_dict(config),
             "state": None if state is None else ray.put(state),
@@ -94,7 +93,7 @@ def fit(rows: pd.DataFrame, split_digest: str, config: Config, scale: Scale, out
             checkpoint_config=ray.train.CheckpointConfig(
                 num_to_keep=config.train.keep, checkpoint_score_attribute="score"
             ),
-            callbacks=[_HistoryFile(outdir.resolve() / "history.jsonl"), _NoSecondTry(own_board)],
+            callbacks=[controller.HistoryFile(outdir.resolve() / "history.jsonl"), controller.NoSecondTry(own_board)],
         ),
     )
     with tracking(split_digest, config, scale, outdir, say) as following:
@@ -239,44 +238,6 @@ def _fold_dataset(rows: pd.DataFrame, fold: str) -> ray.data.Dataset:
     wanted = ["image_id", "patient_id", "laterality", "view", "age", "target", "shard", "position"]
     columns = [name for name in wanted if name in rows]
     return ray.data.from_pandas(rows.loc[rows["fold"] == fold, columns].reset_index(drop=True))
-
-
-def read_history(outdir: Path) -> History:
-    """The records of history.jsonl, one an epoch, epoch 0 being the network before training."""
-    path = outdir / "history.jsonl"
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
-
-
-def write_history(outdir: Path, history: History) -> None:
-    """Replace history.jsonl by these records."""
-    partial = outdir / "history.partial"
-    partial.write_text("".join(json.dumps(record) + "\n" for record in history), encoding="utf-8")
-    partial.replace(outdir / "history.jsonl")
-
-
-class _HistoryFile(ray.train.UserCallback):  # type: ignore[misc]
-    """Writes history.jsonl on the driver's node after every epoch."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
-        with contextlib.suppress(OSError):  # A full disk fails at the next checkpoint, with a reason.
-            write_history(self.path.parent, metrics[0]["history"])
-
-
-class _NoSecondTry(ray.train.UserCallback):  # type: ignore[misc]
-    """Ends the run where the error on the board would come again; an error of a callback is one that Ray never retries.
-
-    Without it Ray would start the worker group anew first, for nothing.
-    """
-
-    def __init__(self, own_board: Any) -> None:
-        self.own_board = own_board
-
-    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        if (failure := ray.get(self.own_board.failure.remote())) is not None:
-            raise failure
 
 
 def _reason(error: Exception, checkpoints: Path, say: Say) -> MammorayError:

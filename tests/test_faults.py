@@ -20,7 +20,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from mammoray import learner, train
+from mammoray import controller, learner, train
 from mammoray.config import Config, Scale
 from mammoray.errors import IngestError, TrainError
 from mammoray.plain import replace, to_toml
@@ -114,7 +114,7 @@ class TestNodes:
         cls, jobs: dict[str, list[str]], prepared: Prepared, tmp_path_factory: pytest.TempPathFactory
     ) -> list[tuple[float, float]]:
         """The curve of one worker that nothing happens to, as long as that of either job."""
-        longest = max(len(train.read_history(cls.folder / scene / "run")) for scene in jobs)
+        longest = max(len(controller.read_history(cls.folder / scene / "run")) for scene in jobs)
         config = replace(LONG, train=replace(LONG.train, epochs=longest - 1))
         outdir = tmp_path_factory.mktemp("undisturbed")
         return curve(train.fit(many(prepared, 4), "digest", config, Scale(), outdir, lambda line: None).history)
@@ -122,7 +122,7 @@ class TestNodes:
     folder: Path
 
     def check(self, scene: str, undisturbed: list[tuple[float, float]]) -> None:
-        reached = curve(train.read_history(self.folder / scene / "run"))
+        reached = curve(controller.read_history(self.folder / scene / "run"))
         assert len(reached) >= 2
         for got, expected in zip(reached, undisturbed, strict=False):
             assert got == pytest.approx(expected, rel=1e-4)
@@ -230,7 +230,7 @@ def test_a_killed_worker_and_a_sigterm_within_epochs_lead_to_the_very_curve_of_a
     output = again.communicate(timeout=200)[0]
     assert again.returncode == 0, output
     assert places(output.splitlines()) == [(2, int(stopped[1]), int(stopped[2]))]
-    assert curve(train.read_history(command.outdir)) == expected
+    assert curve(controller.read_history(command.outdir)) == expected
 
 
 def test_a_full_disk_ends_the_run_with_one_line_and_with_more_room_it_goes_on(
@@ -253,7 +253,7 @@ def test_a_full_disk_ends_the_run_with_one_line_and_with_more_room_it_goes_on(
     assert len(re.findall("^error: a checkpoint in .* found a full disk. Make room", first, re.MULTILINE)) == 1, output
     assert len(places(first.splitlines())) == 1, "it was not tried again"
     assert "Traceback" not in first
-    assert curve(train.read_history(tmp_path)) == expected
+    assert curve(controller.read_history(tmp_path)) == expected
 
 
 def test_a_loss_that_is_not_finite_on_one_worker_stops_both_at_once_with_the_image(

@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from mammoray import checkpoint, pipeline, plain, split, train
+from mammoray import checkpoint, controller, pipeline, plain, split, train
 from mammoray import config as configs
 from mammoray.config import Scale, SplitConfig
 from mammoray.errors import IngestError, MammorayError, ModelError, RunFolderError, SplitError
@@ -64,7 +64,7 @@ class TestRunFolder:
         assert metrics["folds"]["test"]["image"]["accuracy"]["value"] == pytest.approx(
             (test["label"] == test["predicted"]).mean()
         )
-        assert metrics["learned"] == [train.read_history(outdir)[0], train.read_history(outdir)[-1]]
+        assert metrics["learned"] == [controller.read_history(outdir)[0], controller.read_history(outdir)[-1]]
 
     def test_unlabelled_images_are_counted_and_left_out(self, finished_run: FinishedRun, rsna: SynthSummary) -> None:
         outdir = finished_run.source.outdir

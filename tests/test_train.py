@@ -11,7 +11,7 @@ import numpy as np
 import psutil
 import pytest
 
-from mammoray import checkpoint, evaluate, model, predict, records, train
+from mammoray import checkpoint, controller, evaluate, model, predict, records, train
 from mammoray.config import Config, Scale
 from mammoray.errors import CheckpointError, ClusterError, ConfigError, TrainError
 from mammoray.plain import replace
@@ -137,17 +137,17 @@ def test_a_kill_after_the_last_epoch_loses_nothing(
         patch.setattr(ray.train.Checkpoint, "to_directory", killed)
         with pytest.raises(KeyboardInterrupt):
             fit(prepared, tmp_path, config)
-    before = train.read_history(tmp_path)
+    before = controller.read_history(tmp_path)
     # The checkpoint is written before history.jsonl, and a kill can come between the two.
-    train.write_history(tmp_path, before[:-1])
+    controller.write_history(tmp_path, before[:-1])
     fitted = fit(prepared, tmp_path, config)
-    assert fitted.history == train.read_history(tmp_path) == before
+    assert fitted.history == controller.read_history(tmp_path) == before
     assert checkpoint.read_card(fitted.best).epoch == checkpoint.read_card(fitted.last).epoch == 1
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["best", "last"]
 
 
 def test_a_history_without_its_checkpoint_is_an_error_and_not_a_new_start(prepared: Prepared, tmp_path: Path) -> None:
-    train.write_history(tmp_path, [{"epoch": 0, "stopped": None}])
+    controller.write_history(tmp_path, [{"epoch": 0, "stopped": None}])
     with pytest.raises(TrainError, match="a checkpoint of the epochs"):
         fit(prepared, tmp_path, replace(SMALL, train=replace(SMALL.train, max_failures=0)))
 
@@ -295,7 +295,7 @@ class Killed:
 
     def wait_for_epoch(self, process: subprocess.Popen[str], epoch: int) -> None:
         deadline = time.monotonic() + 240
-        while len(train.read_history(self.outdir)) <= epoch:
+        while len(controller.read_history(self.outdir)) <= epoch:
             assert process.poll() is None, process.communicate()[0]
             assert time.monotonic() < deadline, "no progress"
             time.sleep(0.05)
@@ -304,7 +304,7 @@ class Killed:
         output, _ = process.communicate(timeout=400)
         assert process.returncode == 0, output
         assert (self.outdir / "report.html").exists()
-        return train.read_history(self.outdir)
+        return controller.read_history(self.outdir)
 
 
 def curve(history: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
@@ -347,7 +347,7 @@ def test_a_killed_driver_resumes_to_the_curve_it_would_have_had(
     run.wait_for_epoch(process, 1)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    before = len(train.read_history(run.outdir))
+    before = len(controller.read_history(run.outdir))
     assert 2 <= before < 5
     assert curve(run.finish(run.start())) == expected
 
@@ -360,6 +360,6 @@ def test_what_was_predicted_is_what_the_best_checkpoint_predicts(finished_run: F
     labels = rows["label"].map({name: k for k, name in enumerate("ABCD")}).to_numpy()
     val = (rows["fold"] == "val").to_numpy()
     p = rows[[f"p_{name}" for name in "ABCD"]].to_numpy()
-    history = train.read_history(outdir)
+    history = controller.read_history(outdir)
     best = history[records.best_epoch(history, TrainConfig())]
     assert evaluate.metrics(labels[val], p[val])["kappa"] == pytest.approx(best["val_kappa"], rel=1e-4)
