@@ -1,4 +1,4 @@
-"""What Ray Train's controller, a process of its own, loads of mammoray: nothing here may import torch or timm at its top.
+"""What Ray Train's controller, a process of its own, loads of mammoray: neither torch nor timm at the top of the file.
 
 A controller that loaded the network's code would take two more seconds of processor time to start, in every training.
 """
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def work(loop: dict[str, Any]) -> None:
     """What every worker runs: :func:`mammoray.loop.run`."""
-    from mammoray.loop import run
+    from mammoray.loop import run  # noqa: PLC0415 - as above
 
     run(loop)
 
@@ -31,6 +31,7 @@ class HistoryFile(ray.train.UserCallback):  # type: ignore[misc]
         self.path = path
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        """Replace the file by the history of rank 0."""
         with contextlib.suppress(OSError):  # A full disk fails at the next checkpoint, with a reason.
             write_history(self.path.parent, metrics[0]["history"])
 
@@ -45,6 +46,7 @@ class NoSecondTry(ray.train.UserCallback):  # type: ignore[misc]
         self.board = board
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """Raise what stands on the board."""
         if (failure := ray.get(self.board.failure.remote())) is not None:
             raise failure
 

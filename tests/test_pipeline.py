@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from mammoray import checkpoint, controller, pipeline, plain, split, train
+from mammoray import checkpoint, controller, pipeline, plain, split
 from mammoray import config as configs
 from mammoray.config import Scale, SplitConfig
 from mammoray.errors import IngestError, MammorayError, ModelError, RunFolderError, SplitError
