@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ from mammoray.plain import to_dict
 from mammoray.records import History
 
 _RAY_FOLDER = "ray"
+# Ray's own two seconds are what each report of an epoch, and each death, would wait for.
+_LOOKS = ("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
 Say = Callable[[str], None]
 
 
@@ -73,6 +76,7 @@ def fit(rows: pd.DataFrame, split_digest: str, config: Config, scale: Scale, out
     scaling, state = check(config, scale, outdir)
     tasks.check(rows[rows["fold"] == "train"], config.model.auxiliary)
     say(f"train: {_workers(scale)} on {'GPUs' if scaling.use_gpu else 'CPUs'}")
+    os.environ.setdefault(*_LOOKS)
     own_board = board.open_board()
     trainer = ray.train.torch.TorchTrainer(
         controller.work,

@@ -253,7 +253,7 @@ class TestCheck:
 class TestPlan:
     def test_a_cluster_that_is_too_small_is_an_error_and_not_a_hang(self) -> None:
         with pytest.raises(ClusterError, match=r"4 CPUs.*--num-workers"):
-            train.plan(Scale(num_workers=2, cpus_per_worker=2.0))
+            train.plan(Scale(num_workers=2, cpus_per_worker=2.5))
         with pytest.raises(ClusterError, match="GPUs"):
             train.plan(Scale(num_workers=1, gpu="yes"))
 
