@@ -72,9 +72,12 @@ def open_board() -> Any:
 
 
 @contextlib.contextmanager
-def listening(board: Any, say: Say, log: Log) -> Iterator[None]:
-    """Pass on what the workers say, and to them a SIGTERM that this process gets, for the time of a ``with`` block."""
-    done, told = threading.Event(), threading.Event()
+def listening(board: Any, say: Say, log: Log, told: threading.Event | None = None) -> Iterator[None]:
+    """Pass on what the workers say, and to them the wish to stop, for the time of a ``with`` block.
+
+    They are to stop when ``told`` is set, or when this process gets a SIGTERM.
+    """
+    done, told = threading.Event(), told or threading.Event()
 
     def listen() -> None:
         while not done.wait(_POLL_SECONDS):

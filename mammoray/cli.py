@@ -17,7 +17,16 @@ from typing import Any
 import tyro
 
 from mammoray import __version__, plain
-from mammoray.config import AuditConfig, Config, DataConfig, DecodeConfig, IngestConfig, Scale, SynthConfig
+from mammoray.config import (
+    AuditConfig,
+    Config,
+    DataConfig,
+    DecodeConfig,
+    IngestConfig,
+    Scale,
+    SynthConfig,
+    TuneConfig,
+)
 from mammoray.errors import ConfigError, InterruptedRunError, MammorayError
 
 NOTICE = "Research software, not a medical device: not for diagnosis."
@@ -62,6 +71,22 @@ class CrossvalArgs(_RunArgs):
     The output folder gets a run's folder per fold (fold-0, fold-1, ...), and metrics.json and predictions.parquet of
     all.
     """
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TuneArgs(_RunArgs):
+    """Search for better settings: many trainings, on training and validation patients alone.
+
+    The output folder gets trials/, study.journal (which optuna-dashboard opens), trials.parquet, study.html, and
+    best.toml, which train --config takes. The same command goes on with an interrupted search there.
+    """
+
+    space: str = "default"
+    """The search space: a TOML file, a Python file (FILE.py:FUNCTION, by default space), or the default."""
+    resume: Path | None = None
+    """The output folder of a search, to go on with it as it was begun; other flags change what they say, such as
+    --num-trials. Takes the place of --dicom-root and --outdir."""
+    tune: TuneConfig = field(default_factory=TuneConfig)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -168,6 +193,17 @@ def _crossval(args: CrossvalArgs) -> None:
     say(NOTICE)
 
 
+def _tune(args: TuneArgs) -> None:
+    from mammoray import cluster, results, space, tune
+
+    place, scale = space.absolute(args.space), args.scale
+    facts = cluster.run_there(scale.address, tune.run, _source(args), place, args.settings, args.tune, scale, say)
+    for line in results.headline(facts):
+        say(line)
+    say(f"page: {args.outdir.absolute() / 'study.html'}")
+    say(NOTICE)
+
+
 def _prepare(args: PrepareArgs) -> None:
     from mammoray import cluster, prepare
 
@@ -214,6 +250,7 @@ VERBS: dict[str, tuple[type[Any], Callable[[Any], int | None], str]] = {
     "train": (TrainArgs, _train, "from a CSV and DICOMs to a trained, evaluated model"),
     "train-density": (TrainArgs, _train, "the same as train"),
     "crossval": (CrossvalArgs, _crossval, "train and test on each part of the patients in turn"),
+    "tune": (TuneArgs, _tune, "search for better settings"),
     "audit": (AuditArgs, _audit, "look for what is wrong with a data set"),
     "prepare": (PrepareArgs, _prepare, "decode all images into the cache, and nothing else"),
     "synth": (SynthArgs, _synth, "write synthetic mammograms to try everything on"),
@@ -234,9 +271,12 @@ def parse(verb: str, argv: list[str]) -> Any:
     """Arguments of a verb: flags before the file of ``--config`` before defaults."""
     kind = VERBS[verb][0]
     options: dict[str, Any] = {}
-    if issubclass(kind, _RunArgs | PrepareArgs) and (file := _config_file(argv)) is not None:
+    if issubclass(kind, _RunArgs | PrepareArgs) and (given := _value(argv, "--config")) is not None:
+        file = Path(given)
         needed = dict.fromkeys(("dicom_root", "outdir"), tyro.MISSING)
         options["default"] = kind(**needed, config=file, **_sections(kind, plain.load_toml(file)))
+    if kind is TuneArgs and (folder := _value(argv, "--resume")) is not None:
+        options["default"] = _resumed(Path(folder))
     return tyro.cli(kind, prog=f"mammoray {verb}", args=argv, config=(tyro.conf.OmitArgPrefixes,), **options)
 
 
@@ -246,12 +286,32 @@ def _sections(kind: type[Any], settings: Config) -> dict[str, Any]:
     return {"settings": settings}
 
 
-def _config_file(argv: list[str]) -> Path | None:
+def _resumed(folder: Path) -> TuneArgs:
+    """The arguments that a search was begun with."""
+    from mammoray import marker
+
+    held = marker.read(folder)
+    if held is None:
+        remedy = "Give the --outdir of a search."
+        raise ConfigError("--resume", "the folder of a search", f"{folder}, which holds none", remedy)
+    return TuneArgs(
+        dicom_root=held["dicom_root"],
+        csv=held["csv"],
+        outdir=folder,
+        space=held["space"],
+        settings=plain.load_toml(folder / "config.toml"),
+        tune=plain.from_dict(TuneConfig, held["tune"]),
+        scale=plain.from_dict(Scale, held["scale"]),
+    )
+
+
+def _value(argv: list[str], flag: str) -> str | None:
+    """What stands behind a flag."""
     for i, word in enumerate(argv):
-        if word == "--config" and i + 1 < len(argv):
-            return Path(argv[i + 1])
-        if word.startswith("--config="):
-            return Path(word.removeprefix("--config="))
+        if word == flag and i + 1 < len(argv):
+            return argv[i + 1]
+        if word.startswith(f"{flag}="):
+            return word.removeprefix(f"{flag}=")
     return None
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from mammoray.checks import require, require_choices, require_no_secret
+from mammoray.checks import require, require_choices, require_no_secret, require_range
 from mammoray.errors import ConfigError
 from mammoray.recipe import (
     AugmentConfig,
@@ -284,6 +284,65 @@ class Scale:
         require(0 <= self.min_workers <= self.num_workers, "min_workers", expected, self.min_workers)
         require(self.resize_seconds > 0, "resize_seconds", "above 0", self.resize_seconds)
         require(self.cpus_per_worker >= 0, "cpus_per_worker", "0 or more", self.cpus_per_worker)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TuneConfig:
+    """A search over settings."""
+
+    num_trials: int = 20
+    """Trials of the search in all, those of an interrupted one that is gone on with included."""
+    search: Literal["tpe", "random", "cmaes", "gp"] = "tpe"
+    """Which settings to try next. tpe: by densities of good and bad trials, for most searches. gp: a Gaussian process,
+    for a few dozen trials of few settings. cmaes: for hundreds of trials of many numbers. random: none of it."""
+    scheduler: Literal["asha", "hyperband", "median", "none"] = "asha"
+    """Which trials to end early. asha: after --grace epochs, and each --reduction times as many, all but the best
+    1/--reduction so far. hyperband: brackets of asha with different graces. median: those below the median of the
+    others at the same epoch. none: none."""
+    grace: int = 2
+    """Epochs, or with --folds-per-trial folds, that every trial may run."""
+    reduction: int = 3
+    """Of --scheduler asha and hyperband: one trial of so many goes on at each rung."""
+    prune_collapsed: bool = True
+    """End a trial whose network has collapsed (--collapse-after and the thresholds beside it)."""
+    objectives: tuple[Literal["score", "gflops", "seconds"], ...] = ("score",)
+    """What is searched for. score: the monitored validation metric at its best epoch (--monitor, --monitor-level).
+    gflops: the cost of predicting one image, counted. seconds: of a training epoch, measured. Beside several of them
+    no trial is ended early by its scores."""
+    folds_per_trial: int = 1
+    """Train each trial on so many parts of the patients in turn, those of the test set excluded, and take the mean;
+    trials are then pruned on the mean so far. 1: one part, that of --fold, validates."""
+    trials_at_once: int = 0
+    """Trials that run side by side; 0 works it out from the cluster: as many as it has room for, on CPUs at most 4."""
+    default_first: bool = True
+    """Make the settings of the command line themselves the first trial, which all others have to beat."""
+    points: Path | None = None
+    """A TOML file of known good points to try first: [[point]] tables of settings by dotted name."""
+    warm_start: tuple[str, ...] = ()
+    """Journal files, or database URLs, of earlier studies (#NAME behind them), whose finished trials the sampler is
+    told."""
+    study_storage: str | None = None
+    """URL of a database for the study, such as sqlite:////shared/study.db or that of a server, whose password belongs
+    in the environment of its driver. Default: study.journal in the output folder."""
+    study_name: str = "mammoray"
+    """Name of the study in its storage."""
+    retrain_best: bool = False
+    """In the end, train with the best settings on training and validation patients together, and judge that model once
+    on the test patients, which the search has not seen."""
+
+    def __post_init__(self) -> None:
+        require_choices(self)
+        for name in ("num_trials", "grace", "folds_per_trial"):
+            require(getattr(self, name) >= 1, name, "1 or more", getattr(self, name))
+        require(self.folds_per_trial != 2, "folds_per_trial", "1, or 3 or more", self.folds_per_trial)
+        require(self.reduction >= 2, "reduction", "2 or more", self.reduction)
+        require_range(self, "trials_at_once", 0)
+        once = len(set(self.objectives)) == len(self.objectives)
+        require("score" in self.objectives and once, "objectives", "score, each at most once", self.objectives)
+        ok = len(self.objectives) == 1 or self.scheduler == "none"
+        require(ok, "scheduler", "none beside several --objectives", self.scheduler)
+        ok = len(self.objectives) == 1 or self.search in ("tpe", "random", "gp")
+        require(ok, "search", "tpe, gp or random beside several --objectives", self.search)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -15,6 +15,7 @@
     │   └── CheckpointError  a checkpoint that does not fit
     ├── TrainError         a training run that cannot go on
     │   └── InterruptedRunError  a training run that was told to stop
+    ├── StudyError         the storage of a search
     ├── ClusterError       the Ray cluster: address or resources
     └── RunFolderError     the output folder
 
@@ -103,6 +104,10 @@ class TrainError(MammorayError):
 
 class InterruptedRunError(TrainError):
     """A training run was told to stop, and has made a checkpoint."""
+
+
+class StudyError(MammorayError):
+    """The storage of a search, or what it holds."""
 
 
 class ClusterError(MammorayError):

@@ -59,7 +59,7 @@ def run(source: Source, config: Config, scale: Scale, say: Say = print) -> dict[
         The content of metrics.json.
     """
     outdir = source.outdir
-    data, parts, identity = _read(source, config, say)
+    data, parts, identity = read(source, config, say)
     if claim.is_finished(outdir, identity):
         say(f"{outdir} already holds this run, finished; nothing is done again")
         report.write_report(outdir)
@@ -73,7 +73,7 @@ def run(source: Source, config: Config, scale: Scale, say: Say = print) -> dict[
     for note in parts.notes:
         say(f"split: {note}")
     if config.evaluate.breasts:
-        evaluate.breasts_of(_labelled(data))
+        evaluate.breasts_of(labelled(data))
     _write_inputs(outdir, config, data, parts)
     started = datetime.now(timezone.utc)
     # Only now: whatever is wrong with the paths, the table or the split is said before Ray takes its seconds to start.
@@ -85,12 +85,12 @@ def run(source: Source, config: Config, scale: Scale, say: Say = print) -> dict[
         return _train_and_judge(source, config, scale, say, inputs)
 
 
-def _read(source: Source, config: Config, say: Say) -> tuple[catalog.Catalog, split.Split, str]:
+def read(source: Source, config: Config, say: Say) -> tuple[catalog.Catalog, split.Split, str]:
     """Catalog and split, and the identity of the run that they and the settings make."""
     data = prepare.read_catalog(source.csv, source.dicom_root, config, say)
     parts = split.make(data.rows, config.split, config.classes, config.seed)
-    files = cache.file_keys(_labelled(data), data.root)
-    return data, parts, plain.digest(_what_counts(config), parts.digest, sorted(files))
+    files = cache.file_keys(labelled(data), data.root)
+    return data, parts, plain.digest(what_counts(config), parts.digest, sorted(files))
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +107,7 @@ def _groups(data: catalog.Catalog) -> str:
     return "patients" if data.grouped_by == "patient_id" else f"groups by {data.grouped_by}"
 
 
-def _what_counts(config: Config) -> dict[str, Any]:
+def what_counts(config: Config) -> dict[str, Any]:
     """The settings that decide the result: not where the cache lies, nor how often to try again."""
     settings = plain.to_dict(config)
     settings["ingest"], settings["data"] = {}, {}  # What they lead to is in the split and the files.
@@ -134,13 +134,14 @@ def _write_inputs(outdir: Path, config: Config, data: catalog.Catalog, parts: sp
 
 
 def _decode(source: Source, config: Config, data: catalog.Catalog, say: Say) -> ingest.Decoded:
-    decoded = prepare.decode(_labelled(data), data.root, source.outdir, config, say)
+    decoded = prepare.decode(labelled(data), data.root, source.outdir, config, say)
     audit.write((*data.findings, *audit.of_labels(data), *audit.of_failures(decoded.failures)), source.outdir)
     ingest.check_enough(decoded, config.ingest)
     return decoded
 
 
-def _labelled(data: catalog.Catalog) -> pd.DataFrame:
+def labelled(data: catalog.Catalog) -> pd.DataFrame:
+    """The catalog's rows that have a label."""
     return data.rows[data.rows["label"].notna()]
 
 
@@ -154,7 +155,7 @@ def _train_and_judge(source: Source, config: Config, scale: Scale, say: Say, inp
     from mammoray import predict, records, showcase, train
 
     outdir, decoded = source.outdir, inputs.decoded
-    rows = _in_folds(decoded.rows, inputs.parts, config)
+    rows = in_folds(decoded.rows, inputs.parts, config)
     split.check(rows)
     fitted = train.fit(rows, inputs.parts.digest, config, scale, outdir, say)
     say("evaluate: the best checkpoint, on validation and test images")
@@ -204,7 +205,7 @@ def _train_and_judge(source: Source, config: Config, scale: Scale, say: Say, inp
     return metrics
 
 
-def _in_folds(rows: pd.DataFrame, parts: split.Split, config: Config) -> pd.DataFrame:
+def in_folds(rows: pd.DataFrame, parts: split.Split, config: Config) -> pd.DataFrame:
     """The rows that are in a fold, with it and the index of their class, sorted by image."""
     placed = rows.merge(parts.rows[["image_id", "fold"]], on="image_id", validate="one_to_one")
     target = labels.class_index(placed["label"], config.classes)
@@ -260,7 +261,7 @@ def dry_run(source: Source, config: Config, scale: Scale, say: Say = print) -> b
     from mammoray import controller, dryrun
 
     outdir = source.outdir
-    data, parts, identity = _read(source, config, say)
+    data, parts, identity = read(source, config, say)
     if claim.is_finished(outdir, identity):
         say(f"{outdir} already holds this run, finished: it would not be done again")
         return True
@@ -268,8 +269,8 @@ def dry_run(source: Source, config: Config, scale: Scale, say: Say = print) -> b
     done = max(0, len(controller.read_history(outdir)) - 1)
     with cluster.connect(scale.address):
         _check_training(config, scale, outdir)
-        files = dryrun.files(_labelled(data), data.root, config, prepare.cache_path(outdir, config))
-        found = dryrun.facts(_in_folds(data.rows, parts, config), files, config, scale, done)
+        files = dryrun.files(labelled(data), data.root, config, prepare.cache_path(outdir, config))
+        found = dryrun.facts(in_folds(data.rows, parts, config), files, config, scale, done)
     for line in dryrun.lines(found, split.counts(parts, data.rows)):
         say(line)
     return True
@@ -285,8 +286,8 @@ def overfit(source: Source, config: Config, scale: Scale, say: Say = print) -> b
     """
     from mammoray import sanity
 
-    data, parts, _ = _read(source, config, say)
-    rows = _in_folds(data.rows, parts, config)
+    data, parts, _ = read(source, config, say)
+    rows = in_folds(data.rows, parts, config)
     training = rows[rows["fold"] == "train"].reset_index(drop=True)
     order = sanity.first_batch(training, config)
     with cluster.connect(scale.address):

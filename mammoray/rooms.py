@@ -51,3 +51,15 @@ def room(cluster: list[Node], share: float) -> float:
     3.0
     """
     return sum(min(node.cpus // share, node.places) for node in cluster)
+
+
+def largest(cluster: list[Node], workers: int) -> float | None:
+    """The most whole CPUs that each of so many workers can have; None where not even one.
+
+    Examples
+    --------
+    >>> largest([Node(16, math.inf)], 3), largest([Node(2, math.inf)], 4)
+    (5.0, None)
+    """
+    most = int(max((node.cpus for node in cluster), default=0))
+    return next((float(n) for n in range(most, 0, -1) if room(cluster, n) >= workers), None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +41,16 @@ class Fitted:
     last: Path
 
 
-def fit(rows: pd.DataFrame, split_digest: str, config: Config, scale: Scale, outdir: Path, say: Say) -> Fitted:
+def fit(
+    rows: pd.DataFrame,
+    split_digest: str,
+    config: Config,
+    scale: Scale,
+    outdir: Path,
+    say: Say,
+    log: board.Log | None = None,
+    stop: threading.Event | None = None,
+) -> Fitted:
     """Train on the rows of fold ``train``, choose the best epoch on fold ``val``.
 
     Started again with the same ``outdir``, it goes on from the last checkpoint there.
@@ -59,6 +69,10 @@ def fit(rows: pd.DataFrame, split_digest: str, config: Config, scale: Scale, out
         see.
     say : callable
         Gets a line of progress now and then.
+    log : callable
+        Gets the record of each epoch, as it stands in history.jsonl, soon after the epoch.
+    stop : threading.Event
+        When it is set, the training makes a checkpoint and ends as by SIGTERM.
 
     Raises
     ------
@@ -67,7 +81,7 @@ def fit(rows: pd.DataFrame, split_digest: str, config: Config, scale: Scale, out
     TrainError
         The loss is not finite, memory or disk are short, or workers kept failing.
     InterruptedRunError
-        The run was told to stop, by SIGTERM; it has made a checkpoint.
+        The run was told to stop, by SIGTERM or ``stop``; it has made a checkpoint.
     """
     checkpoints = outdir / "checkpoints"
     history = read_history(outdir)
@@ -101,11 +115,20 @@ def fit(rows: pd.DataFrame, split_digest: str, config: Config, scale: Scale, out
         ),
     )
     with tracking(split_digest, config, scale, outdir, say) as following:
-        with board.listening(own_board, say, following.log):
+        with board.listening(own_board, say, _both(following.log, log), stop):
             result = _follow(trainer, own_board, checkpoints, say)
         fitted = _finish(result, checkpoints, config, outdir)
         following.close({name: fitted.history[-1][name] for name in ("val_kappa", "val_accuracy", "val_loss")})
     return fitted
+
+
+def _both(first: board.Log, second: board.Log | None) -> board.Log:
+    def log(record: dict[str, Any]) -> None:
+        first(record)
+        if second is not None:
+            second(record)
+
+    return log
 
 
 def tracking(split_digest: str, config: Config, scale: Scale, outdir: Path, say: Say) -> trackers.Trackers:

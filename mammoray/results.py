@@ -1,0 +1,175 @@
+"""What a search has come to: its table of trials, the best settings, the page, and the best model on the test set."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import pandas as pd
+import torch
+from optuna.trial import FrozenTrial, TrialState
+from torch.utils.flop_counter import FlopCounterMode
+
+from mammoray import learner, pipeline, plain, prepare, studypage
+from mammoray import study as studies
+from mammoray.config import Config, Scale, TuneConfig
+from mammoray.controller import read_history
+from mammoray.pipeline import Say, Source
+from mammoray.trial import SETTINGS
+
+_STATES = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
+_FACTS = ("epoch", "epochs", "seconds", "epoch_seconds", "start_seconds", "images_per_second", "gflops")
+
+
+def trial_folder(outdir: Path, number: int) -> Path:
+    """Of a trial."""
+    return outdir / "trials" / f"{number:04d}"
+
+
+def gflops(config: Config) -> float:
+    """Cost of predicting one image: multiplications and additions of matrix products and convolutions, in billions."""
+    net = learner.blank(config).eval().to("meta")
+    image = torch.zeros(1, 1, config.decode.height, config.decode.width, device="meta")
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        net.log_probabilities(image)
+    return round(float(counter.get_total_flops()) / 1e9, 6)
+
+
+def table(study: optuna.Study, search: TuneConfig, outdir: Path) -> pd.DataFrame:
+    """A row for each trial of the study's own, the content of trials.parquet.
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``number``, ``state`` (complete, pruned, failed, running), ``score`` (of a pruned trial its last value),
+        ``epoch`` (the best), ``epochs``, ``seconds``, ``epoch_seconds``, ``start_seconds`` (until the first batch),
+        ``images_per_second``, ``gflops``, ``reason``, ``folder``, and each drawn parameter.
+    """
+    trials = [
+        t for t in study.get_trials(deepcopy=False) if not studies.is_foreign(t) and t.state != TrialState.WAITING
+    ]
+    names = sorted({name for trial in trials for name in trial.params})
+    rows = [
+        {
+            "number": trial.number,
+            "state": _STATES.get(trial.state, "running"),
+            "score": _score(trial, search),
+            **{name: trial.user_attrs.get(name) for name in _FACTS},
+            "reason": trial.user_attrs.get("reason", ""),
+            "folder": str(trial_folder(Path(), trial.number)),
+            **{name: trial.params.get(name) for name in names},
+        }
+        for trial in trials
+    ]
+    columns = ["number", "state", "score", *_FACTS, "reason", "folder", *names]
+    frame = pd.DataFrame(rows, columns=columns)
+    return frame.astype(dict.fromkeys(("score", *_FACTS), "float64"))
+
+
+def _score(trial: FrozenTrial, search: TuneConfig) -> float | None:
+    if trial.state == TrialState.COMPLETE:
+        return float(trial.values[search.objectives.index("score")])
+    steps = trial.intermediate_values
+    return float(steps[max(steps)]) if steps else None
+
+
+def facts(study: optuna.Study, search: TuneConfig, config: Config, split_digest: str) -> dict[str, Any]:
+    """What is known of the search: best and default trial, metric, sampler; see :func:`mammoray.studypage.render`."""
+    level = "patient" if config.train.monitor_level == "patient" else "image"
+    objectives = studies.objectives(search, config)
+    return {
+        "title": "Search",
+        "metric": f"validation {config.train.monitor.replace('_', ' ')} per {level}",
+        "direction": objectives[search.objectives.index("score")][1],
+        "objectives": [list(one) for one in objectives],
+        "sampler": search.search,
+        "pruner": search.scheduler,
+        "best": studies.best_number(study, search, config),
+        "default": studies.default_number(study),
+        "notes": [],
+        "seed": config.seed,
+        "split_digest": split_digest,
+        "test": None,
+    }
+
+
+def write(outdir: Path, study: optuna.Study, search: TuneConfig, config: Config, known: dict[str, Any]) -> None:
+    """Write trials.parquet, best.toml and study.html, and remove the checkpoints of trials that were ended early.
+
+    Parameters
+    ----------
+    known : dict
+        Of :func:`facts`.
+    """
+    trials = table(study, search, outdir)
+    for row in trials[trials["state"] == "pruned"].itertuples():
+        for folder in (outdir / row.folder).glob("**/checkpoints"):
+            shutil.rmtree(folder, ignore_errors=True)
+    # Choices of several types in one column have no Parquet type.
+    mixed = [name for name in trials if trials[name].map(type).nunique() > 1 and trials[name].dtype == object]
+    trials.astype(dict.fromkeys(mixed, "string")).to_parquet(outdir / "trials.parquet", index=False)
+    if known["best"] is not None:
+        text = (trial_folder(outdir, known["best"]) / SETTINGS).read_text(encoding="utf-8")
+        (outdir / "best.toml").write_text(
+            f"# Trial {known['best']} of a search, the best one.\n{text}", encoding="utf-8"
+        )
+    (outdir / "study.html").write_text(studypage.render(study, trials, known), encoding="utf-8")
+
+
+def retrain(source: Source, number: int, base: Config, scale: Scale, say: Say) -> dict[str, Any]:
+    """Train with a trial's settings on training and validation patients, and judge the model on the test patients.
+
+    Returns
+    -------
+    dict
+        ``validation`` (of the trial), ``test``, ``low``, ``high``, ``n``, ``metric``, ``folder``.
+    """
+    own = trial_folder(source.outdir, number)
+    config = plain.load_toml(own / SETTINGS)
+    histories = [read_history(folder) for folder in (own, *sorted(own.glob("fold-*"))) if read_history(folder)]
+    from mammoray import records  # noqa: PLC0415
+
+    best = [records.best_epoch(history, config.train) for history in histories]
+    epoch = max(1, round(float(np.mean(best))))
+    say(f"best: trial {number}, trained again on training and validation patients for {epoch} epochs")
+    final = plain.replace(
+        config,
+        train=plain.replace(config.train, train_on="train_and_val", stop_epoch=epoch, patience=0),
+        ingest=plain.replace(config.ingest, cache=prepare.cache_path(source.outdir, base)),
+    )
+    part = Source(csv=source.csv, dicom_root=source.dicom_root, outdir=source.outdir / "best")
+    metrics = pipeline.run(part, final, scale, say)
+    level = config.train.monitor_level
+    judged = metrics["folds"]["test"][level]
+    name = config.train.monitor if config.train.monitor in judged else "kappa"
+    prefix = "val_patient_" if level == "patient" else "val_"
+    values = [history[e][prefix + name] for history, e in zip(histories, best, strict=True)]
+    return {
+        "metric": f"{name.replace('_', ' ')} per {level}",
+        "validation": float(np.mean(values)),
+        "test": judged[name]["value"],
+        "low": judged[name]["low"],
+        "high": judged[name]["high"],
+        "n": judged["n"],
+        "folder": part.outdir.name,
+    }
+
+
+def headline(known: dict[str, Any]) -> list[str]:
+    """Lines for the end of a search."""
+    if known["best"] is None:
+        return ["no trial was run to its end: see the reasons in trials.parquet"]
+    lines = [f"best: trial {known['best']}; its settings are in best.toml, for train --config"]
+    if known["test"] is None:
+        lines.append("its score is that of the best of many trials on the patients that chose it, and so too good")
+        return lines
+    test = known["test"]
+    interval = "" if test["low"] is None else f" [{test['low']:.3f}, {test['high']:.3f}]"
+    lines.append(
+        f"{test['metric']}: {test['validation']:.3f} on validation, by which it was chosen, "
+        f"{test['test']:.3f}{interval} on {test['n']} of the untouched test set"
+    )
+    return lines

@@ -1,0 +1,162 @@
+"""Ray Tune's side of a search: an adapter that asks the study for trials, and one that lets the study end them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+from ray.tune.schedulers import FIFOScheduler
+from ray.tune.search import Searcher
+
+from mammoray import study as studies
+from mammoray.config import Config, TuneConfig
+from mammoray.errors import MammorayError
+from mammoray.trial import Job
+
+Say = Callable[[str], None]
+Message = dict[str, Any]
+Begin = Callable[[optuna.Trial], Job]
+"""Draws a new trial's settings, and writes down what its process needs; raises MammorayError where that fails."""
+
+
+class Trials:
+    """The trials of a search that are under way, between Ray Tune and the study.
+
+    Parameters
+    ----------
+    begin : callable
+        For a trial that is new; gives what its process is to do.
+    begun : list of (FrozenTrial, Job)
+        Trials of an interrupted search, to go on with first.
+    left : int
+        New trials to run besides.
+    """
+
+    def __init__(
+        self,
+        study: optuna.Study,
+        config: TuneConfig,
+        base: Config,
+        begin: Begin,
+        begun: list[tuple[FrozenTrial, Job]],
+        left: int,
+        say: Say,
+    ) -> None:
+        self.study, self.config, self.base, self.begin, self.begun, self.say = study, config, base, begin, begun, say
+        self.left = left
+        self.open: dict[int, optuna.Trial] = {}
+        self.pruned: dict[int, str] = {}
+        self.last: dict[int, Message] = {}
+
+    def next(self) -> Job | None:
+        """The next trial to run: one that was interrupted, or a new one; None where there are enough."""
+        if self.begun:
+            frozen, job = self.begun.pop(0)
+            self.open[job.number] = studies.again(self.study, frozen.number)
+            return job
+        while self.left:
+            self.left -= 1
+            trial = studies.ask(self.study, self.config, self.base.seed)
+            self.open[trial.number] = trial
+            try:
+                return self.begin(trial)
+            except MammorayError as error:
+                self.last[trial.number] = {"failed": f"{type(error).__name__}: {error}"}
+                self.end(trial.number, False)
+        return None
+
+    def hear(self, number: int, message: Message) -> bool:
+        """Take in a message of a trial; returns whether it goes on."""
+        trial = self.open[number]
+        self.last[number] = {**self.last.get(number, {}), **message}
+        if message.get("done") or "value" not in message:
+            return True
+        value = message["value"]
+        if value is not None and len(self.config.objectives) == 1:
+            trial.report(value, message["step"])
+            # The default runs to its end, as what all others are held against.
+            if number != studies.default_number(self.study) and trial.should_prune():
+                self.pruned[number] = f"{self.config.scheduler}: after {message['step']} {self._steps()}"
+        if message["collapse"] and self.config.prune_collapsed:
+            self.pruned[number] = f"collapsed: {message['collapse']}"
+        return number not in self.pruned
+
+    def _steps(self) -> str:
+        return "folds" if self.config.folds_per_trial > 1 else "epochs"
+
+    def end(self, number: int, died: bool) -> None:
+        """Tell the study how a trial has ended."""
+        trial, message = self.open.pop(number), self.last.pop(number, {})
+        failed = "its process died, again and again" if died else message.get("failed")
+        if failed is None and message.get("value") is None and number not in self.pruned:
+            failed = f"val_{self.base.train.monitor} is undefined"
+        reason = failed or self.pruned.get(number, "")
+        for name in ("epoch", "epochs", "seconds", "epoch_seconds", "images_per_second", "start_seconds"):
+            trial.set_user_attr(name, message.get(name))
+        trial.set_user_attr("reason", reason)
+        if failed:
+            self.study.tell(trial, state=TrialState.FAIL)
+        elif number in self.pruned:
+            self.study.tell(trial, state=TrialState.PRUNED)
+        else:
+            known = {"score": message["value"], "seconds": message["epoch_seconds"]}
+            known["gflops"] = trial.user_attrs.get("gflops")
+            self.study.tell(trial, [known[name] for name in self.config.objectives])
+        self._announce(number, failed, message)
+
+    def _announce(self, number: int, failed: str | None, message: Message) -> None:
+        value, best = message.get("value"), studies.best_number(self.study, self.config, self.base)
+        words = []
+        if failed:
+            words.append(f"failed: {failed}")
+        if number in self.pruned:
+            words.append(f"ended early ({self.pruned[number]})")
+        if value is not None:
+            words.append(f"val {self.base.train.monitor} {value:.4f} at epoch {message['epoch']}")
+        if best is not None:
+            words.append(f"best so far: trial {best}")
+        self.say(f"trial {number}: {'; '.join(words)}")
+
+
+class StudySearch(Searcher):  # type: ignore[misc]
+    """What Ray Tune asks for trials."""
+
+    def __init__(self, trials: Trials) -> None:
+        super().__init__(metric="value", mode="max")
+        self.trials = trials
+        self.numbers: dict[str, int] = {}
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str:
+        """What a trial's process is given."""
+        job = self.trials.next()
+        if job is None:
+            return str(self.FINISHED)
+        self.numbers[trial_id] = job.number
+        return {"job": job}
+
+    def on_trial_complete(self, trial_id: str, result: Message | None = None, error: bool = False) -> None:
+        """Pass on how a trial has ended."""
+        self.trials.end(self.numbers.pop(trial_id), error)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the study's storage has everything."""
+        Path(checkpoint_path).touch()
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing."""
+
+
+class StudyScheduler(FIFOScheduler):  # type: ignore[misc]
+    """What Ray Tune asks whether a trial goes on."""
+
+    def __init__(self, trials: Trials) -> None:
+        super().__init__()
+        self.trials = trials
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: Message) -> str:
+        """Go on or stop."""
+        goes_on = self.trials.hear(trial.config["job"].number, result)
+        return str(self.CONTINUE if goes_on else self.STOP)

@@ -1,0 +1,203 @@
+"""A search space: which settings a trial draws, in a TOML file like config.toml, or by a Python function.
+
+In TOML, a setting has a list of choices, or a range; ``when`` draws it only beside certain values of other settings::
+
+    [optim]
+    lr = {low = 1e-4, high = 1e-2, log = true}
+
+    [sample]
+    sampler = ["natural", "balanced", "effective"]
+    alpha = {low = 0.25, high = 1.0, when = {sampler = "balanced"}}
+
+    [decode]
+    "height, width" = [[256, 192], [512, 384]]
+
+A Python function (``FILE.py`` or ``FILE.py:NAME``, by default ``space``) gets an Optuna trial and draws settings by
+their dotted names, ``trial.suggest_float("optim.lr", 1e-4, 1e-2, log=True)``; what it returns, a dictionary or None,
+is set besides.
+"""
+
+from __future__ import annotations
+
+import runpy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution
+
+from mammoray import plain
+from mammoray.config import Config
+from mammoray.draws import Space, Values, encoded, flat, read_toml, settings, toml_space
+from mammoray.errors import ConfigError
+from mammoray.idle import idle
+
+DEFAULT = Path(__file__).with_name("default_space.toml")
+"""The space that is shipped."""
+_LOOKS = 200  # Random trials by which a space is tried before it is used.
+
+
+def load(place: str, base: Config) -> Space:
+    """Read a space and try it.
+
+    Parameters
+    ----------
+    place : str
+        A TOML file, or a Python file, with the name of a function behind a colon.
+    base : Config
+        The settings of what is not drawn.
+
+    Raises
+    ------
+    ConfigError
+        There is no such space, or it draws a setting that does not exist, that cannot have such a value, or that
+        would have no effect beside the others.
+    """
+    file, name = _file(place)
+    space = _python(file, name) if file.suffix == ".py" else toml_space(file, base)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    for seed in range(_LOOKS):
+        study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
+        apply(base, space(study.ask()), place)
+    return space
+
+
+def _file(place: str) -> tuple[Path, str]:
+    """File and, of a Python file, the name of the function."""
+    if place == "default":
+        return DEFAULT, ""
+    file, _, name = place.rpartition(":") if ".py:" in place else (place, "", "space")
+    if not Path(file).is_file():
+        raise ConfigError("--space", "a TOML or Python file of a search space", f"no file {file}", "Check the path.")
+    return Path(file), name
+
+
+def defaults(space: Space, base: Config) -> tuple[Values, list[str]]:
+    """The parameters of the trial that is the base itself, and those for which the space lacks the base's value."""
+    sampler = _Base(settings(base))
+    trial = optuna.create_study(sampler=sampler).ask()
+    space(trial)
+    return {name: value for name, value in trial.params.items() if name not in sampler.missing}, sampler.missing
+
+
+class _Base(optuna.samplers.BaseSampler):
+    """Draws what the base has, where it can."""
+
+    def __init__(self, known: Values) -> None:
+        self.known, self.missing = known, list[str]()
+
+    def infer_relative_search_space(self, study: Any, trial: Any) -> dict[str, BaseDistribution]:
+        return {}
+
+    def sample_relative(self, study: Any, trial: Any, search_space: Any) -> Values:
+        return {}
+
+    def sample_independent(self, study: Any, trial: Any, param_name: str, param_distribution: Any) -> Any:
+        values = [self.known.get(name) for name in param_name.split(", ")]
+        wanted = encoded(values if len(values) > 1 else values[0])
+        if isinstance(param_distribution, optuna.distributions.CategoricalDistribution):
+            if wanted in param_distribution.choices:
+                return wanted
+            self.missing.append(param_name)
+            return param_distribution.choices[0]
+        if wanted is not None and param_distribution.low <= wanted <= param_distribution.high:
+            return wanted
+        self.missing.append(param_name)
+        return param_distribution.low
+
+
+def apply(base: Config, values: Values, where: str = "the search space") -> Config:
+    """The settings of a trial on top of those of the search.
+
+    Raises
+    ------
+    ConfigError
+        A setting does not exist, cannot have its value, or has no effect beside the others.
+    """
+    content = plain.to_dict(base)
+    known = settings(base)
+    for name, value in values.items():
+        if name not in known:
+            raise ConfigError(where, "settings of config.toml by their names, such as optim.lr", name, "Correct it.")
+        *sections, last = name.split(".")
+        table = content
+        for section in sections:
+            table = table[section]
+        if value is None:
+            table.pop(last, None)
+        else:
+            table[last] = value
+    try:
+        config = plain.from_dict(Config, content, where)
+    except ConfigError as error:
+        shown = ", ".join(f"{name} = {value!r}" for name, value in values.items())
+        raise ConfigError(
+            f"{where} ({shown})", error.expected, error.found, f"{error.where}: {error.remedy}"
+        ) from error
+    unused = {name: why for name, why in idle(config).items() if name in values}
+    for name, why in unused.items():
+        remedy = "Draw it only beside the values that it belongs to: when = {...}, or an if in a Python space."
+        raise ConfigError(
+            f"{where}: {name}", "settings that have an effect where they are drawn", f"none: {why}", remedy
+        )
+    return config
+
+
+def text(place: str) -> str:
+    """The content of the file of a space."""
+    return _file(place)[0].read_text(encoding="utf-8")
+
+
+def absolute(place: str) -> str:
+    """The same place for a process with another working folder."""
+    file, name = _file(place)
+    return (
+        place if place == "default" else f"{file.absolute()}:{name}" if file.suffix == ".py" else str(file.absolute())
+    )
+
+
+def copy(place: str, folder: Path) -> str:
+    """Keep the file of a space in a folder; returns the place of the copy, as of :func:`load`."""
+    file, name = _file(place)
+    kept = folder / f"space{file.suffix}"
+    if kept.absolute() != file.absolute():
+        kept.write_text(text(place), encoding="utf-8")
+    return f"{kept}:{name}" if file.suffix == ".py" else str(kept)
+
+
+def points(file: Path | None) -> list[Values]:
+    """Known good points: the ``[[point]]`` tables of a TOML file, settings by dotted name.
+
+    Raises
+    ------
+    ConfigError
+    """
+    if file is None:
+        return []
+    content = read_toml(file, "--points")
+    found = content.get("point")
+    if not isinstance(found, list) or set(content) != {"point"} or not all(isinstance(one, dict) for one in found):
+        raise ConfigError(
+            f"--points {file}", "[[point]] tables and nothing else", ", ".join(content) or "nothing", "Correct it."
+        )
+    return [{name: encoded(value) for name, value in flat(one).items()} for one in found]
+
+
+# Python ---------------------------------------------------------------------------------------------------------------
+
+
+def _python(file: Path, name: str) -> Space:
+    function = runpy.run_path(str(file)).get(name)
+    if not callable(function):
+        remedy = "Name the function behind the file: --space FILE.py:NAME."
+        raise ConfigError(str(file), f"a function {name}(trial)", "none", remedy)
+
+    def space(trial: optuna.Trial) -> Values:
+        returned = function(trial)
+        if returned is not None and not isinstance(returned, Mapping):
+            remedy = "Return a dictionary of settings by dotted name, or nothing."
+            raise ConfigError(f"{file}: {name}", "a dictionary or None", type(returned).__name__, remedy)
+        return {**trial.params, **(returned or {})}
+
+    return space

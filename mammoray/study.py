@@ -1,0 +1,198 @@
+"""The Optuna study of a search: its storage, which is the truth about all trials, its samplers, pruners and objectives.
+
+Everything that a search decides follows from the storage and the seed: a trial's settings are drawn with a generator of
+its own, from (seed, number). So a search whose driver was killed goes on to the trials that it would have made.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any, Literal
+
+import numpy as np
+import optuna
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, TrialState
+
+from mammoray.config import Config, TuneConfig
+from mammoray.errors import StudyError
+
+JOURNAL = "study.journal"
+NAME = "mammoray"
+Direction = Literal["minimize", "maximize"]
+_DEFAULT = "default"  # User attribute of the trial that is the settings of the search themselves.
+_ELSEWHERE = "from"  # User attribute of a trial of another study.
+_SAMPLERS: dict[str, Callable[[int], optuna.samplers.BaseSampler]] = {
+    "tpe": lambda seed: optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True),
+    "random": lambda seed: optuna.samplers.RandomSampler(seed=seed),
+    # Both draw categories and conditional parameters by the independent sampler.
+    "cmaes": lambda seed: optuna.samplers.CmaEsSampler(
+        seed=seed, independent_sampler=optuna.samplers.TPESampler(seed=seed), warn_independent_sampling=False
+    ),
+    "gp": lambda seed: optuna.samplers.GPSampler(
+        seed=seed, independent_sampler=optuna.samplers.TPESampler(seed=seed), warn_independent_sampling=False
+    ),
+}
+
+
+def open_study(place: str, config: TuneConfig, base: Config) -> optuna.Study:
+    """The study in a storage; a new one where there is none.
+
+    Parameters
+    ----------
+    place : str
+        A journal file, or the URL of a database.
+    config, base
+        Settings of the search and of what it does not draw.
+
+    Raises
+    ------
+    StudyError
+        The storage cannot be opened, or holds another kind of study.
+    """
+    directions = [direction for _, direction in objectives(config, base)]
+    try:
+        study = optuna.create_study(
+            study_name=config.study_name, storage=storage(place), directions=directions, load_if_exists=True
+        )
+    except Exception as error:  # Every database has its own.
+        raise StudyError(_shown(place), "a storage that Optuna can open", _kind(error), "Check it.") from error
+    if [d.name.lower() for d in study.directions] != directions:
+        found = ", ".join(d.name.lower() for d in study.directions)
+        raise StudyError(_shown(place), f"a study to {', '.join(directions)}", found, "Choose another --study-name.")
+    study.pruner = pruner(config, base)
+    return study
+
+
+def storage(place: str) -> optuna.storages.BaseStorage:
+    """The storage of a journal file, or of a database by its URL."""
+    if "://" in place:
+        return optuna.storages.RDBStorage(place)
+    return optuna.storages.JournalStorage(JournalFileBackend(place))
+
+
+def _shown(place: str) -> str:
+    """Without a password."""
+    head, at, tail = place.rpartition("@")
+    return f"{head.partition('://')[0]}://...@{tail}" if at and "://" in head else place
+
+
+def _kind(error: Exception) -> str:
+    return type(error).__name__  # Its text may hold the URL, with a password.
+
+
+def objectives(config: TuneConfig, base: Config) -> list[tuple[str, Direction]]:
+    """Name and direction of each objective."""
+    direction: Direction = "minimize" if base.train.monitor == "loss" else "maximize"
+    monitor = (f"val_{base.train.monitor}", direction)
+    return [monitor if name == "score" else (name, "minimize") for name in config.objectives]
+
+
+def pruner(config: TuneConfig, base: Config) -> optuna.pruners.BasePruner:
+    """What ends trials early, by their values so far; in steps of epochs, or of folds."""
+    most = config.folds_per_trial if config.folds_per_trial > 1 else base.train.epochs
+    grace = min(config.grace, most)
+    if config.scheduler == "asha":
+        return optuna.pruners.SuccessiveHalvingPruner(min_resource=grace, reduction_factor=config.reduction)
+    if config.scheduler == "hyperband":
+        return optuna.pruners.HyperbandPruner(min_resource=grace, max_resource=most, reduction_factor=config.reduction)
+    if config.scheduler == "median":
+        return optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=grace)
+    return optuna.pruners.NopPruner()
+
+
+def ask(study: optuna.Study, config: TuneConfig, seed: int) -> optuna.Trial:
+    """A new trial, that draws by a generator of its own."""
+    trials = study.get_trials(deepcopy=False)
+    number = next((t.number for t in trials if t.state == TrialState.WAITING), len(trials))
+    own = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        study.sampler = _SAMPLERS[config.search](own)
+    return study.ask()
+
+
+def again(study: optuna.Study, number: int) -> optuna.Trial:
+    """A trial that was begun, to go on with."""
+    return optuna.Trial(study, study.get_trials(deepcopy=False)[number]._trial_id)
+
+
+def enqueue(study: optuna.Study, points: list[dict[str, Any]], default: dict[str, Any] | None) -> None:
+    """Make known points the first trials of a new study; the default, where there is one, before all others."""
+    if default is not None:
+        study.enqueue_trial(default, user_attrs={_DEFAULT: True})
+    for point in points:
+        study.enqueue_trial(point)
+
+
+def adopt(study: optuna.Study, place: str) -> int:
+    """Let the sampler know the finished trials of an earlier search; returns how many.
+
+    Raises
+    ------
+    StudyError
+        There are none, or they have other objectives.
+    """
+    path, _, name = place.partition("#")
+    try:
+        other = optuna.load_study(study_name=name or NAME, storage=storage(path))
+    except Exception as error:
+        expected = "a journal file or database URL of a study (#NAME behind it)"
+        raise StudyError(f"--warm-start {_shown(path)}", expected, _kind(error), "Check it.") from error
+    known = [trial for trial in other.get_trials() if trial.state == TrialState.COMPLETE and not is_foreign(trial)]
+    if not known or other.directions != study.directions:
+        found = "none" if not known else "trials of other objectives"
+        remedy = "Choose another study."
+        raise StudyError(f"--warm-start {_shown(path)}", "finished trials of the same objectives", found, remedy)
+    study.add_trials([_foreign(trial, _shown(path)) for trial in known])
+    return len(known)
+
+
+def _foreign(trial: FrozenTrial, place: str) -> FrozenTrial:
+    return optuna.trial.create_trial(
+        state=TrialState.COMPLETE,
+        params=trial.params,
+        distributions=trial.distributions,
+        values=trial.values,
+        user_attrs={_ELSEWHERE: place},
+    )
+
+
+def is_foreign(trial: FrozenTrial) -> bool:
+    """Whether it is known from another study, and was not run in this one."""
+    return _ELSEWHERE in trial.user_attrs
+
+
+def finished(study: optuna.Study) -> list[FrozenTrial]:
+    """The study's own trials that are complete, ended early, or failed for a reason of their own."""
+    own = [trial for trial in study.get_trials(deepcopy=False) if not is_foreign(trial)]
+    return [trial for trial in own if trial.state.is_finished() and "reason" in trial.user_attrs]
+
+
+def interrupted(study: optuna.Study, is_begun: Callable[[int], bool]) -> list[FrozenTrial]:
+    """Trials to go on with; those that were drawn and never begun are closed.
+
+    Parameters
+    ----------
+    is_begun : callable
+        Whether the trial with this number has written its settings down.
+    """
+    running = [trial for trial in study.get_trials(deepcopy=False) if trial.state == TrialState.RUNNING]
+    for trial in running:
+        if not is_begun(trial.number):
+            study.tell(trial.number, state=TrialState.FAIL)
+    return [trial for trial in running if is_begun(trial.number)]
+
+
+def default_number(study: optuna.Study) -> int | None:
+    """Number of the trial that is the settings of the search themselves."""
+    return next((t.number for t in study.get_trials(deepcopy=False) if t.user_attrs.get(_DEFAULT)), None)
+
+
+def best_number(study: optuna.Study, config: TuneConfig, base: Config) -> int | None:
+    """The trial with the best score, of those that were run to their end."""
+    place = config.objectives.index("score")
+    sign = -1 if objectives(config, base)[place][1] == "minimize" else 1
+    done = [t for t in study.get_trials(deepcopy=False) if t.state == TrialState.COMPLETE and not is_foreign(t)]
+    return max(done, key=lambda t: (sign * t.values[place], -t.number)).number if done else None

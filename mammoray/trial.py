@@ -1,0 +1,168 @@
+"""One trial of a search: what its process runs, from its folder to a value after each epoch.
+
+The folder has ``config.toml``, all settings of the trial, and gets what :func:`mammoray.train.fit` writes; with several
+folds, each in a folder of its own. A trial whose process or node is lost goes on from its last checkpoint, because
+``fit`` does.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from ray import tune
+
+from mammoray import plain, records
+from mammoray.config import Config, Scale
+from mammoray.controller import read_history
+from mammoray.errors import InterruptedRunError, MammorayError
+
+Tell = Callable[[dict[str, Any]], None]
+SETTINGS = "config.toml"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    """What a trial's process is given.
+
+    Attributes
+    ----------
+    number : int
+        Of the trial.
+    folder : Path
+        Of the trial, seen by every node.
+    rows : Path
+        Parquet file of the rows of training and validation, with a column ``fold``, or ``fold-0`` and so on where a
+        trial has several folds.
+    folds : int
+        How many of them.
+    split_digest : str
+    scale : Scale
+    """
+
+    number: int
+    folder: Path
+    rows: Path
+    folds: int
+    split_digest: str
+    scale: Scale
+
+
+@dataclass(slots=True)
+class _Standing:
+    """What is known of a trial's folds so far; of a fold that is not finished, its history until now."""
+
+    config: Config
+    histories: list[records.History] = field(default_factory=list)
+
+    def message(self, folds: int) -> dict[str, Any]:
+        """The value, which is the mean over the folds of the best score, the step that it belongs to, and more."""
+        train = self.config.train
+        trained = [history for history in self.histories if len(history) > 1]
+        best = [records.best_epoch(history, train) for history in trained]
+        scores = [records.scores([h[e]], train)[0] for h, e in zip(trained, best, strict=True)]
+        known = [score for score in scores if score is not None]
+        sign = -1 if train.monitor == "loss" else 1
+        last = trained[-1][-1]
+        return {
+            "value": sign * sum(known) / len(known) if known and len(known) == len(scores) else None,
+            "step": last["epoch"] if folds == 1 else len(trained),
+            "epoch": round(sum(best) / len(best)),
+            "epochs": sum(len(history) - 1 for history in trained),
+            "collapse": "; ".join(last["collapse"]),
+            "seconds": sum(r["seconds"] + r["val_seconds"] for history in self.histories for r in history),
+            "epoch_seconds": sorted(r["seconds"] for history in trained for r in history[1:])[0],
+            "images_per_second": max(r["images_per_second"] for history in trained for r in history[1:]),
+        }
+
+
+def work(job: Job, tell: Tell, stop: threading.Event) -> None:
+    """Train all folds of a trial.
+
+    Parameters
+    ----------
+    tell : callable
+        Gets a message after each epoch, or after each fold where there are several: ``value`` (float or None),
+        ``step``, ``epoch`` (the best), ``epochs`` (trained), ``collapse`` (why, or ""), ``seconds``, ``epoch_seconds``,
+        ``images_per_second``, and ``start_seconds`` until the first batch.
+    stop : threading.Event
+        Ends it.
+
+    Raises
+    ------
+    MammorayError
+        As of :func:`mammoray.train.fit`.
+    """
+    began = time.monotonic()
+    from mammoray import train  # noqa: PLC0415 - the network's code: its seconds are a part of the trial's start.
+
+    config = plain.load_toml(job.folder / SETTINGS)
+    rows = pd.read_parquet(job.rows)
+    standing = _Standing(config)
+    start: list[float] = []
+
+    def log(record: records.Record) -> None:
+        start.append(time.monotonic() - began - record["val_seconds"])
+        known = standing.histories[-1]  # A resumed training may do the last of them again.
+        standing.histories[-1] = [*(one for one in known if one["epoch"] < record["epoch"]), record]
+        if record["epoch"] and job.folds == 1:
+            tell({**standing.message(1), "start_seconds": start[0]})
+
+    for fold in range(job.folds):
+        outdir = job.folder if job.folds == 1 else job.folder / f"fold-{fold}"
+        outdir.mkdir(exist_ok=True)
+        standing.histories.append(read_history(outdir))
+        own = rows if job.folds == 1 else rows.assign(fold=rows[f"fold-{fold}"])
+        fitted = train.fit(own, job.split_digest, config, job.scale, outdir, lambda line: None, log, stop)
+        standing.histories[-1] = fitted.history
+        if stop.is_set():
+            return
+        if job.folds > 1:
+            tell({**standing.message(job.folds), "start_seconds": start[0] if start else None})
+    tell({**standing.message(job.folds), "start_seconds": start[0] if start else None, "finished": True})
+
+
+class Trial(tune.Trainable):  # type: ignore[misc]
+    """A trial as Ray Tune sees it: a step is a message. One process works for several trials in turn."""
+
+    def setup(self, config: dict[str, Any]) -> None:
+        """Begin."""
+        self.stop_asked = threading.Event()
+        self.messages: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        self.thread = threading.Thread(target=self._work, args=(config["job"],), daemon=True)
+        self.thread.start()
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Begin with another trial, when this one has stopped."""
+        self.cleanup()
+        self.setup(new_config)
+        return True
+
+    def _work(self, job: Job) -> None:
+        tell, stop = self.messages.put, self.stop_asked
+        try:
+            work(job, tell, stop)
+        except InterruptedRunError:
+            tell({"interrupted": True})
+        except MammorayError as error:
+            tell({"failed": f"{type(error).__name__}: {error}"})
+        except Exception as error:  # It goes on with the other trials, and says what happened.
+            traceback.print_exc()
+            tell({"failed": f"{type(error).__name__}: {error}"})
+
+    def step(self) -> dict[str, Any]:
+        """The next message; the last one says so."""
+        message = self.messages.get()
+        return {**message, "done": bool(message.keys() & {"failed", "finished", "interrupted"})}
+
+    def cleanup(self) -> None:
+        """Stop the training, and wait until its workers have gone."""
+        self.stop_asked.set()
+        self.thread.join()

@@ -1,0 +1,292 @@
+"""A search: Ray Tune runs trials of :func:`mammoray.train.fit`, Optuna says which, and the study's storage remembers.
+
+The driver reads the table, splits, and decodes what the trials need; each trial trains on rows of the common cache.
+Patients of the test set are no part of those rows.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial
+from ray import tune
+
+from mammoray import cache, cluster, ingest, marker, pipeline, plain, prepare, results, rooms, split, train
+from mammoray import space as spaces
+from mammoray import study as studies
+from mammoray.config import Config, DecodeConfig, Scale, SplitConfig, TuneConfig
+from mammoray.draws import Space
+from mammoray.errors import ClusterError, ConfigError, InterruptedRunError
+from mammoray.pipeline import Say, Source
+from mammoray.searching import StudyScheduler, StudySearch, Trials
+from mammoray.trial import SETTINGS, Job, Trial
+
+_AT_ONCE_ON_CPUS = 4
+_MEMORY = 1  # A byte: what Ray Tune reserves for a trial's own process, as it has to be something.
+
+
+def run(
+    source: Source, space: str, config: Config, search: TuneConfig, scale: Scale, say: Say = print
+) -> dict[str, Any]:
+    """Search, or go on with a search that was interrupted; then judge, if asked to, the best settings on the test set.
+
+    Parameters
+    ----------
+    source : Source
+        Its folder gets ``trials/``, ``study.journal``, ``trials.parquet``, ``best.toml``, ``study.html`` and, with
+        ``retrain_best``, ``best/``.
+    space : str
+        As of :func:`mammoray.space.load`.
+    config : Config
+        Of what is not drawn.
+
+    Returns
+    -------
+    dict
+        As of :func:`mammoray.results.write`.
+
+    Raises
+    ------
+    ConfigError, StudyError, RunFolderError, ClusterError
+        Before anything is run.
+    InterruptedRunError
+        The search was told to stop, by SIGTERM.
+    """
+    draw = spaces.load(space, config)
+    points = spaces.points(search.points)
+    data, parts, _ = pipeline.read(source, config, say)
+    if search.retrain_best and not (parts.rows["fold"] == "test").any():
+        remedy = "Choose --folds, --test-share or --test-file, or leave it out."
+        raise ConfigError("--retrain-best", "test patients, to judge the best model on", "none", remedy)
+    text = spaces.text(space)
+    files = cache.file_keys(pipeline.labelled(data), data.root)
+    identity = plain.digest(pipeline.what_counts(config), text, _what_counts(search), parts.digest, sorted(files))
+    outdir = source.outdir
+    marker.take(source, space, config, search, scale, identity)
+    study = studies.open_study(search.study_storage or str(outdir / studies.JOURNAL), search, config)
+    with cluster.connect(scale.address), _on_sigterm():
+        at_once, own_scale = resources(search, scale)
+        larder = _Larder(source, config, search, data, parts, say)
+        left = _prepare_study(study, draw, points, search, config, say)
+        say(_plan(study, left, at_once, own_scale, search))
+        begin = _Begin(draw, config, outdir, parts.digest, search, own_scale, larder)
+        _search(study, search, config, begin, at_once, left, outdir, say)
+        facts = results.facts(study, search, config, parts.digest)
+        results.write(outdir, study, search, config, facts)
+        if search.retrain_best and facts["best"] is not None:
+            facts["test"] = results.retrain(source, facts["best"], config, scale, say)
+            results.write(outdir, study, search, config, facts)
+    return facts
+
+
+def _what_counts(search: TuneConfig) -> dict[str, Any]:
+    """Settings that decide which search it is; more trials, or a retraining in the end, are no other search."""
+    settings = plain.to_dict(search)
+    for name in ("num_trials", "trials_at_once", "retrain_best"):
+        settings.pop(name)
+    return settings
+
+
+# The cluster --------------------------------------------------------------------------------------------------------
+
+
+def resources(search: TuneConfig, scale: Scale) -> tuple[int, Scale]:
+    """How many trials run side by side, and the resources of each.
+
+    Raises
+    ------
+    ClusterError
+        The cluster cannot run even one, or not as many as asked for: Ray itself would wait for ever.
+    """
+    use_gpu = bool(train.plan(scale).use_gpu)
+    nodes = rooms.nodes(use_gpu)
+    least = rooms.share(nodes, scale) or 1.0
+    most = int(rooms.room(nodes, least) // scale.num_workers)
+    if use_gpu or scale.cpus_per_worker:
+        at_once = search.trials_at_once or max(1, most)
+    else:
+        at_once = search.trials_at_once or max(1, min(_AT_ONCE_ON_CPUS, most))
+    workers = at_once * scale.num_workers
+    share = rooms.share(nodes, plain.replace(scale, num_workers=workers, min_workers=0))
+    if share is None:
+        raise ClusterError(
+            "the Ray cluster",
+            f"room for {at_once} trials of {scale.num_workers} workers at once (--trials-at-once)",
+            f"room for {most}",
+            "Use fewer --trials-at-once, --num-workers or --cpus-per-worker.",
+        )
+    whole = rooms.largest(nodes, workers) if not use_gpu and not scale.cpus_per_worker else None
+    return at_once, plain.replace(scale, cpus_per_worker=whole or share, address=None)
+
+
+def _plan(study: optuna.Study, left: int, at_once: int, scale: Scale, search: TuneConfig) -> str:
+    done = len([t for t in study.get_trials(deepcopy=False) if t.state.is_finished() and not studies.is_foreign(t)])
+    kind = "GPU" if train.plan(scale).use_gpu else "CPU"
+    return (
+        f"search: {left} of {search.num_trials} trials to run ({done} are finished), {at_once} at once, each with "
+        f"{scale.num_workers} {kind} worker{'s' if scale.num_workers > 1 else ''} of {scale.cpus_per_worker:g} CPUs; "
+        f"sampler {search.search}, scheduler {search.scheduler}"
+    )
+
+
+# The trials ---------------------------------------------------------------------------------------------------------
+
+
+class _Larder:
+    """Decoded rows of training and validation for each size of images, decoded when first asked for."""
+
+    def __init__(
+        self, source: Source, config: Config, search: TuneConfig, data: Any, parts: split.Split, say: Say
+    ) -> None:
+        self.source, self.config, self.search, self.data, self.say = source, config, search, data, say
+        self.parts = parts
+        self.files: dict[str, Path] = {}
+
+    def rows(self, decode: DecodeConfig) -> Path:
+        """A file of the rows, see :class:`mammoray.trial.Job`."""
+        name = plain.digest(decode)
+        if name not in self.files:
+            self.files[name] = self._decode(decode, self.source.outdir / f"rows-{name}.parquet")
+        return self.files[name]
+
+    def _decode(self, decode: DecodeConfig, file: Path) -> Path:
+        config = plain.replace(self.config, decode=decode)
+        tested = set(self.parts.rows.loc[self.parts.rows["fold"] == "test", "image_id"])
+        wanted = pipeline.labelled(self.data)
+        wanted = wanted[~wanted["image_id"].isin(tested)]
+        decoded = prepare.decode(wanted, self.data.root, self.source.outdir, config, self.say)
+        ingest.check_enough(decoded, config.ingest)
+        rows = pipeline.in_folds(decoded.rows, self.parts, config)
+        split.check(rows)
+        for fold in range(self.search.folds_per_trial if self.search.folds_per_trial > 1 else 0):
+            folds = SplitConfig(folds=self.search.folds_per_trial, fold=fold)
+            own = split.make(rows, folds, config.classes, config.seed).rows.set_index("image_id")["fold"]
+            rows[f"fold-{fold}"] = rows["image_id"].map(own).map({"test": "val", "val": "train", "train": "train"})
+        partial = file.with_suffix(".partial")
+        rows.to_parquet(partial, index=False)
+        partial.replace(file)
+        return file
+
+
+@dataclass(frozen=True, slots=True)
+class _Begin:
+    """Draws a trial's settings and writes them down."""
+
+    draw: Space
+    config: Config
+    outdir: Path
+    split_digest: str
+    search: TuneConfig
+    scale: Scale
+    larder: _Larder
+
+    def __call__(self, trial: optuna.Trial) -> Job:
+        """What the trial's process is to do."""
+        config = spaces.apply(self.config, self.draw(trial))
+        trial.set_user_attr("gflops", results.gflops(config))
+        job = self.job(trial.number, config)
+        job.folder.mkdir(parents=True, exist_ok=True)
+        partial = job.folder / f"{SETTINGS}.partial"
+        partial.write_text(plain.to_toml(config), encoding="utf-8")
+        partial.replace(job.folder / SETTINGS)
+        return job
+
+    def job(self, number: int, config: Config) -> Job:
+        """Of a trial with these settings."""
+        return Job(
+            number=number,
+            folder=results.trial_folder(self.outdir, number).absolute(),
+            rows=self.larder.rows(config.decode).absolute(),
+            folds=self.search.folds_per_trial,
+            split_digest=self.split_digest,
+            scale=self.scale,
+        )
+
+
+def _prepare_study(
+    study: optuna.Study,
+    draw: Space,
+    points: list[dict[str, Any]],
+    search: TuneConfig,
+    config: Config,
+    say: Say,
+) -> int:
+    """Give a new study what is known beforehand; returns how many trials there are still to run."""
+    if not study.get_trials(deepcopy=False):
+        for place in search.warm_start:
+            say(f"search: {studies.adopt(study, place)} finished trials of {place} are known to the sampler")
+        known, missing = spaces.defaults(draw, config)
+        if search.default_first and missing:
+            say(f"search: the space lacks the settings' own {', '.join(missing)}; trial 0 draws another")
+        studies.enqueue(study, points, known if search.default_first else None)
+    done = studies.finished(study)
+    return max(0, search.num_trials - len(done))
+
+
+def _search(
+    study: optuna.Study,
+    search: TuneConfig,
+    config: Config,
+    begin: _Begin,
+    at_once: int,
+    left: int,
+    outdir: Path,
+    say: Say,
+) -> None:
+    """Run the trials that are left, those that were interrupted first."""
+    begun: list[tuple[FrozenTrial, Job]] = []
+    for frozen in studies.interrupted(study, lambda number: (results.trial_folder(outdir, number) / SETTINGS).exists()):
+        own = plain.load_toml(results.trial_folder(outdir, frozen.number) / SETTINGS)
+        begun.append((frozen, begin.job(frozen.number, own)))
+        say(f"search: going on with trial {frozen.number}")
+    if not left and not begun:
+        return
+    trials = Trials(study, search, config, begin, begun, max(0, left - len(begun)), say)
+    # Each trial has trackers of its own, and what there is to say is said here.
+    os.environ |= {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_AIR_NEW_OUTPUT": "0"}
+    folder = outdir / "ray"
+    tuner = tune.Tuner(
+        tune.with_resources(Trial, {"memory": _MEMORY}),
+        tune_config=tune.TuneConfig(
+            search_alg=StudySearch(trials),
+            scheduler=StudyScheduler(trials),
+            num_samples=max(left, len(begun)),
+            max_concurrent_trials=at_once,
+            reuse_actors=True,
+            trial_name_creator=lambda trial: f"trial-{trial.config['job'].number}",
+            trial_dirname_creator=lambda trial: f"trial-{trial.config['job'].number}",
+        ),
+        run_config=tune.RunConfig(
+            name="tune",
+            storage_path=str(folder.absolute()),
+            verbose=0,
+            failure_config=tune.FailureConfig(max_failures=config.train.max_failures),
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False, checkpoint_frequency=0),
+        ),
+    )
+    tuner.fit()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _on_sigterm() -> Iterator[None]:
+    """Leave the search at a SIGTERM; all that it has is in the study's storage and in the trials' folders."""
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        remedy = "The same command, or mammoray tune --resume, goes on from there."
+        raise InterruptedRunError("the search", "to be left alone", "SIGTERM", remedy)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
