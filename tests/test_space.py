@@ -1,0 +1,166 @@
+"""Search spaces: what they draw, and what they refuse."""
+
+from pathlib import Path
+
+import optuna
+import pytest
+
+from mammoray import space
+from mammoray.config import Config
+from mammoray.draws import Space, Values, settings
+from mammoray.errors import ConfigError
+from mammoray.plain import replace
+
+CONDITIONAL = """
+[optim]
+lr = {low = 1e-4, high = 1e-2, log = true}
+optimizer = ["adamw", "sgd"]
+momentum = {low = 0.5, high = 0.99, when = {optimizer = "sgd"}}
+
+[sample]
+alpha = {low = 0.25, high = 1.0, when = {sampler = "balanced"}}
+sampler = ["natural", "balanced", "effective"]
+batch_size = {low = 8, high = 32, step = 8}
+
+[decode]
+"height, width" = [[96, 80], [128, 104]]
+
+[model]
+auxiliary = [[], ["view"]]
+"""
+
+
+def written(folder: Path, text: str, name: str = "space.toml") -> str:
+    (folder / name).write_text(text, encoding="utf-8")
+    return str(folder / name)
+
+
+def drawn(found: Space, count: int = 200) -> list[Values]:
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
+    return [found(study.ask()) for _ in range(count)]
+
+
+class TestToml:
+    @pytest.fixture
+    def trials(self, tmp_path: Path) -> list[Values]:
+        return drawn(space.load(written(tmp_path, CONDITIONAL), Config()))
+
+    def test_a_conditional_parameter_is_drawn_beside_its_choice_and_nowhere_else(self, trials: list[Values]) -> None:
+        for name, other, value in (
+            ("sample.alpha", "sample.sampler", "balanced"),
+            ("optim.momentum", "optim.optimizer", "sgd"),
+        ):
+            assert {trial[other] == value for trial in trials} == {True, False}
+            assert all((name in trial) == (trial[other] == value) for trial in trials)
+
+    def test_values_lie_in_their_ranges_and_have_the_types_of_their_settings(self, trials: list[Values]) -> None:
+        assert {trial["sample.batch_size"] for trial in trials} == {8, 16, 24, 32}
+        rates = sorted(trial["optim.lr"] for trial in trials)
+        assert rates[0] >= 1e-4 and rates[-1] <= 1e-2
+        assert 5e-4 < rates[100] < 2e-3, "logarithmic"
+
+    def test_settings_that_belong_together_are_chosen_together(self, trials: list[Values]) -> None:
+        assert {(trial["decode.height"], trial["decode.width"]) for trial in trials} == {(96, 80), (128, 104)}
+
+    def test_every_trial_is_a_config_with_what_was_drawn(self, trials: list[Values]) -> None:
+        for trial in trials:
+            got = settings(space.apply(Config(seed=7), trial))
+            assert {name: got[name] for name in trial} == {
+                name: tuple(value) if isinstance(value, list) else value for name, value in trial.items()
+            }
+            assert got["seed"] == 7
+
+    @pytest.mark.parametrize(
+        ("text", "said"),
+        [
+            ("[optim]\nlearning_rate = [1e-3]", "learning_rate"),
+            ("[optimizer]\nlr = [1e-3]", "optimizer"),
+            ("[optim]\nlr = 1e-3", "list of choices"),
+            ("[optim]\nlr = {low = 1e-2, high = 1e-4}", "low <= high"),
+            ("[optim]\nlr = {low = 0.0, high = 1e-4, log = true}", "low above 0"),
+            ("[optim]\nlr = {low = 1e-5, high = 1e-4, base = 2}", "base"),
+            ("[optim]\nlr = {low = 1e-5}", "low <= high"),
+            ("[optim]\nlr = []", "list of choices"),
+            ("[optim]\nlr = ['fast']", "type float"),
+            ("[optim]\nlr = [-1.0]", "above 0"),
+            ("[sample]\nbatch_size = {low = 8.0, high = 9.0}", "whole numbers"),
+            ("[sample]\nsampler = ['natural', 'fair']", "'fair'"),
+            ("[sample]\nalpha = {low = 0.2, high = 1.0}", "no effect|--sampler is natural"),
+            ("[sample]\nsampler = ['natural', 'balanced']\nalpha = {low = 0.2, high = 1.0}", "sample.alpha"),
+            ("[decode]\n'height, width' = [[96]]", "list of 2 values"),
+            ("[optim]\nlr = {choices = [1e-3], when = {sampler = 'natural'}}", "when"),
+            (
+                "[optim]\nlr = {choices = [1e-3], when = {ema = 0.9}}\nema = {choices = [0.9], when = {lr = 1e-3}}",
+                "circle",
+            ),
+            ("[optim\nlr", "TOML"),
+        ],
+    )
+    def test_what_is_wrong_is_said_before_anything_is_run(self, text: str, said: str, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match=said):
+            space.load(written(tmp_path, text), Config())
+
+    def test_a_circle_and_a_missing_file_are_errors(self, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match="no file"):
+            space.load(str(tmp_path / "none.toml"), Config())
+
+
+class TestPython:
+    def test_a_function_draws_by_dotted_names_and_sets_what_it_returns(self, tmp_path: Path) -> None:
+        code = """
+def own(trial):
+    sampler = trial.suggest_categorical("sample.sampler", ["natural", "balanced"])
+    if sampler == "balanced":
+        trial.suggest_float("sample.alpha", 0.5, 1.0)
+    return {"decode.height": 128, "decode.width": 104}
+"""
+        found = space.load(written(tmp_path, code, "my.py") + ":own", Config())
+        trials = drawn(found, 50)
+        assert all(("sample.alpha" in trial) == (trial["sample.sampler"] == "balanced") for trial in trials)
+        assert {space.apply(Config(), trial).decode.height for trial in trials} == {128}
+
+    @pytest.mark.parametrize(
+        ("body", "said"),
+        [
+            ('trial.suggest_float("lr", 0.1, 0.2)', "found lr"),
+            ('trial.suggest_float("loss.focal_gamma", 0.1, 0.2)', "focal_gamma"),
+            ("return [1]", "list"),
+        ],
+    )
+    def test_settings_that_do_not_exist_or_do_nothing_are_errors(self, body: str, said: str, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match=said):
+            space.load(written(tmp_path, f"def space(trial):\n    {body}\n", "my.py"), Config())
+
+    def test_a_file_without_the_function_is_an_error(self, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match="function space"):
+            space.load(written(tmp_path, "x = 1\n", "my.py"), Config())
+
+
+def test_the_shipped_space_can_be_drawn_from_and_holds_the_default(tmp_path: Path) -> None:
+    base = Config()
+    found = space.load("default", base)
+    known, missing = space.defaults(found, base)
+    assert missing == []
+    study = optuna.create_study()
+    study.enqueue_trial(known)
+    assert space.apply(base, found(study.ask())) == base
+    kept = space.copy("default", tmp_path)
+    assert drawn(space.load(kept, base), 20) == drawn(found, 20)
+
+
+def test_a_base_that_the_space_lacks_is_told(tmp_path: Path) -> None:
+    base = Config(sample=replace(Config().sample, batch_size=10), optim=replace(Config().optim, lr=1e-3))
+    found = space.load(written(tmp_path, CONDITIONAL), base)
+    known, missing = space.defaults(found, base)
+    assert set(missing) == {"decode.height, decode.width"}
+    assert known["optim.lr"] == 1e-3
+
+
+def test_points_are_settings_by_dotted_name(tmp_path: Path) -> None:
+    text = '[[point]]\n"optim.lr" = 1e-3\n[[point]]\nsample = {sampler = "balanced", alpha = 0.5}\n'
+    assert space.points(Path(written(tmp_path, text, "points.toml"))) == [
+        {"optim.lr": 1e-3},
+        {"sample.sampler": "balanced", "sample.alpha": 0.5},
+    ]
+    with pytest.raises(ConfigError, match="point"):
+        space.points(Path(written(tmp_path, "[optim]\nlr = 1e-3", "other.toml")))
