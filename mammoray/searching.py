@@ -77,9 +77,10 @@ class Trials:
         value = message["value"]
         if value is not None and len(self.config.objectives) == 1:
             trial.report(value, message["step"])
-            # The default runs to its end, as what all others are held against.
-            if number != studies.default_number(self.study) and trial.should_prune():
-                self.pruned[number] = f"{self.config.scheduler}: after {message['step']} {self._steps()}"
+        if number == studies.default_number(self.study):
+            return True  # It runs to its end, as what all others are held against.
+        if len(self.config.objectives) == 1 and trial.should_prune():
+            self.pruned[number] = f"{self.config.scheduler}: after {message['step']} {self._steps()}"
         if message["collapse"] and self.config.prune_collapsed:
             self.pruned[number] = f"collapsed: {message['collapse']}"
         return number not in self.pruned

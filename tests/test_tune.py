@@ -1,0 +1,278 @@
+"""Searches, for real: trials with workers of their own, a killed driver, killed trials, trials that fail."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pandas as pd
+import psutil
+import pytest
+
+from mammoray import plain, results, train, tune
+from mammoray import study as studies
+from mammoray.config import Config, Scale, TuneConfig
+from mammoray.controller import read_history
+from mammoray.errors import ClusterError, ConfigError, RunFolderError
+from mammoray.pipeline import Source
+from mammoray.plain import replace
+from mammoray.synth import SynthSummary
+from tests.conftest import SMALL, Prepared
+
+ROOT = Path(__file__).parents[1]
+SPACE = """
+[optim]
+lr = {low = 1e-4, high = 1e-2, log = true}
+
+[sample]
+sampler = ["natural", "balanced"]
+alpha = {low = 0.25, high = 1.0, when = {sampler = "balanced"}}
+
+[model]
+arch = ["test_convnext", "no_such_network"]
+"""
+
+
+def base(cache: str, **settings: Any) -> Config:
+    return replace(SMALL, ingest=replace(SMALL.ingest, cache=cache), **settings)
+
+
+@dataclass(frozen=True)
+class Searched:
+    """A finished search."""
+
+    source: Source
+    space: str
+    config: Config
+    search: TuneConfig
+    facts: dict[str, Any]
+    said: list[str]
+
+    def table(self) -> pd.DataFrame:
+        return pd.read_parquet(self.source.outdir / "trials.parquet")
+
+
+def search(
+    data: SynthSummary,
+    folder: Path,
+    config: Config,
+    settings: TuneConfig,
+    text: str = SPACE,
+    scale: Scale | None = None,
+) -> Searched:
+    folder.mkdir(exist_ok=True)
+    space = folder / "mine.toml"
+    space.write_text(text, encoding="utf-8")
+    source = Source(csv=data.csv, dicom_root=data.root, outdir=folder / "search")
+    said: list[str] = []
+    facts = tune.run(source, str(space), config, settings, scale or Scale(), said.append)
+    return Searched(source, str(space), config, settings, facts, said)
+
+
+@pytest.fixture(scope="module")
+def searched(prepared: Prepared, rsna: SynthSummary, tmp_path_factory: pytest.TempPathFactory) -> Searched:
+    """Five trials one after the other, some of which draw a network that does not exist."""
+    settings = TuneConfig(num_trials=5, search="random", trials_at_once=1, scheduler="none")
+    return search(rsna, tmp_path_factory.mktemp("tune"), base(prepared.cache), settings)
+
+
+def trials_of(done: Searched) -> list[optuna.trial.FrozenTrial]:
+    storage = studies.storage(str(done.source.outdir / studies.JOURNAL))
+    return optuna.load_study(study_name=studies.NAME, storage=storage).trials
+
+
+class TestSearch:
+    def test_trials_that_fail_are_recorded_with_their_reason_and_the_others_go_on(self, searched: Searched) -> None:
+        table = searched.table()
+        assert table["number"].tolist() == [0, 1, 2, 3, 4]
+        broken = table["model.arch"] == "no_such_network"
+        assert 0 < broken.sum() < 4
+        assert (table["state"] == ["failed" if b else "complete" for b in broken]).all()
+        assert table.loc[broken, "reason"].str.contains("no_such_network").all()
+        assert (table.loc[~broken, "reason"] == "").all()
+
+    def test_the_default_is_the_first_trial(self, searched: Searched) -> None:
+        first = searched.table().iloc[0]
+        assert searched.facts["default"] == 0
+        assert (first["optim.lr"], first["sample.sampler"], first["model.arch"]) == (1e-3, "natural", "test_convnext")
+        assert plain.load_toml(searched.source.outdir / "trials" / "0000" / "config.toml") == searched.config
+
+    def test_scores_are_those_of_the_best_epochs_and_the_study_has_every_epoch(self, searched: Searched) -> None:
+        trials = trials_of(searched)
+        for row in searched.table().query("state == 'complete'").itertuples():
+            scores = [r["val_kappa"] for r in read_history(searched.source.outdir / row.folder)[1:]]
+            assert row.score == max(scores)
+            assert row.epochs == len(scores) == SMALL.train.epochs
+            running = [max(scores[: n + 1]) for n in range(len(scores))]
+            assert trials[row.number].intermediate_values == dict(enumerate(running, 1))
+            assert row.start_seconds > 0
+
+    def test_best_toml_reproduces_the_best_trial(self, searched: Searched, tmp_path: Path) -> None:
+        outdir = searched.source.outdir
+        table = searched.table()
+        best = table.loc[table["score"].idxmax()]
+        assert searched.facts["best"] == best["number"]
+        config = plain.load_toml(outdir / "best.toml")
+        rows = pd.read_parquet(next(outdir.glob("rows-*.parquet")))
+        again = train.fit(rows, "digest", config, Scale(cpus_per_worker=1.0), tmp_path / "run", lambda line: None)
+        before = read_history(outdir / best["folder"])
+        assert [r["val_loss"] for r in again.history] == pytest.approx([r["val_loss"] for r in before], rel=1e-5)
+
+    def test_no_trial_sees_a_test_patient(self, searched: Searched, prepared: Prepared) -> None:
+        rows = pd.read_parquet(next(searched.source.outdir.glob("rows-*.parquet")))
+        tested = set(prepared.rows.loc[prepared.rows["fold"] == "test", "patient_id"])
+        assert tested and not tested & set(rows["patient_id"])
+        assert set(rows["fold"]) == {"train", "val"}
+
+    def test_each_trial_has_curves_of_its_own(self, searched: Searched) -> None:
+        for folder in searched.table().query("state == 'complete'")["folder"]:
+            assert list((searched.source.outdir / folder / "tensorboard").glob("events*"))
+
+    def test_the_plan_and_each_trial_are_said(self, searched: Searched) -> None:
+        plan = next(line for line in searched.said if line.startswith("search: 5 of 5 trials"))
+        assert "1 at once, each with 1 CPU worker of 4 CPUs" in plan
+        for number in range(5):
+            assert any(line.startswith(f"trial {number}: ") for line in searched.said)
+        assert "too good" in results.headline(searched.facts)[1]
+
+    def test_the_same_command_again_only_reads(self, searched: Searched) -> None:
+        before = trials_of(searched)
+        said: list[str] = []
+        facts = tune.run(searched.source, searched.space, searched.config, searched.search, Scale(), said.append)
+        assert facts["best"] == searched.facts["best"]
+        assert any("0 of 5 trials to run (5 are finished)" in line for line in said)
+        assert trials_of(searched) == before
+
+    def test_another_search_is_refused_in_its_folder(self, searched: Searched) -> None:
+        other = replace(searched.config, seed=5)
+        with pytest.raises(RunFolderError, match="another search"):
+            tune.run(searched.source, searched.space, other, searched.search, Scale(), lambda line: None)
+
+
+def test_folds_sizes_and_several_objectives_in_one_search(
+    prepared: Prepared, rsna: SynthSummary, tmp_path: Path
+) -> None:
+    """Two trials side by side, of three folds each, that differ in the size of their images."""
+    text = '[decode]\n"height, width" = [[96, 80], [64, 56]]\n'
+    settings = TuneConfig(
+        num_trials=2, search="random", scheduler="none", objectives=("score", "gflops"), folds_per_trial=3
+    )
+    config = base(prepared.cache, train=replace(SMALL.train, epochs=1, trackers=()))
+    done = search(rsna, tmp_path, config, replace(settings, trials_at_once=2), text)
+    table = done.table()
+    assert (table["state"] == "complete").all()
+    assert len(list(done.source.outdir.glob("rows-*.parquet"))) == table["decode.height, decode.width"].nunique()
+    for row in table.itertuples():
+        histories = [read_history(done.source.outdir / row.folder / f"fold-{fold}") for fold in range(3)]
+        assert row.score == pytest.approx(sum(h[1]["val_kappa"] for h in histories) / 3)
+    rows = pd.read_parquet(next(done.source.outdir.glob("rows-*.parquet")))
+    validated = [set(rows.loc[rows[f"fold-{fold}"] == "val", "patient_id"]) for fold in range(3)]
+    assert set.union(*validated) == set(rows["patient_id"])
+    assert sum(map(len, validated)) == rows["patient_id"].nunique(), "each patient validates once"
+
+
+@pytest.mark.usefixtures("ray_session")
+class TestResources:
+    def test_trials_side_by_side_share_the_cpus(self) -> None:
+        assert tune.resources(TuneConfig(), Scale(num_workers=1))[0] == 4
+        at_once, scale = tune.resources(TuneConfig(trials_at_once=2), Scale(num_workers=1))
+        assert (at_once, scale.cpus_per_worker) == (2, 2.0)
+        assert tune.resources(TuneConfig(), Scale(num_workers=2))[0] == 2
+
+    def test_what_can_never_run_is_an_error_and_not_a_hang(self) -> None:
+        with pytest.raises(ClusterError, match="trials-at-once"):
+            tune.resources(TuneConfig(trials_at_once=3), Scale(num_workers=1, cpus_per_worker=2.0))
+        with pytest.raises(ClusterError):
+            tune.resources(TuneConfig(), Scale(num_workers=1, gpu="yes"))
+
+
+def test_a_space_that_cannot_be_is_said_before_anything_is_made(rsna: SynthSummary, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="learning_rate"):
+        search(rsna, tmp_path, SMALL, TuneConfig(), "[optim]\nlearning_rate = [1e-3]\n")
+    assert not (tmp_path / "search").exists()
+
+
+# Real kills -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """Of a command that is to know of no other Ray than its own."""
+    ray_folder = Path("/tmp") / f"mammoray-{os.getpid()}-tune"
+    own = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    yield own | {"PYTHONPATH": str(ROOT), "RAY_TMPDIR": str(ray_folder)}
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get("RAY_TMPDIR") == str(ray_folder):
+                process.kill()
+
+
+def start(words: list[str], environment: dict[str, str]) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "mammoray.cli", "tune", *words]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def processes(of: subprocess.Popen[str], name: str) -> list[psutil.Process]:
+    found = []
+    for process in psutil.Process(of.pid).children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if re.search(name, " ".join(process.cmdline())):
+                found.append(process)
+    return found
+
+
+def until(ready: Any, process: subprocess.Popen[str], seconds: float = 150) -> None:
+    end = time.monotonic() + seconds
+    while not ready():
+        assert time.monotonic() < end and process.poll() is None, process.communicate()[0] if process.poll() else "late"
+        time.sleep(0.1)
+
+
+def test_a_killed_trial_and_a_killed_driver_cost_only_what_was_under_way(
+    prepared: Prepared, rsna: SynthSummary, tmp_path: Path, environment: dict[str, str]
+) -> None:
+    outdir, space, settings = tmp_path / "search", tmp_path / "space.toml", tmp_path / "base.toml"
+    space.write_text("[optim]\nlr = {low = 1e-4, high = 1e-2, log = true}\n", encoding="utf-8")
+    config = base(prepared.cache, train=replace(SMALL.train, epochs=4, trackers=()))
+    settings.write_text(plain.to_toml(config), encoding="utf-8")
+    words = ["--csv", rsna.csv, "--dicom-root", rsna.root, "--outdir", outdir, "--config", settings, "--space", space]
+    flags = ["--num-trials", "3", "--trials-at-once", "1", "--scheduler", "none", "--search", "random"]
+    process = start([*map(str, words), *flags], environment)
+    first, second = (outdir / "trials" / number for number in ("0000", "0001"))
+    until(lambda: len(read_history(first)) >= 2, process)
+    for one in processes(process, "ray::.*[Tt]rial"):
+        one.kill()
+    until(lambda: len(read_history(second)) >= 2, process)
+    before = read_history(second)
+    for one in [psutil.Process(process.pid), *processes(process, ".")]:
+        with contextlib.suppress(psutil.Error):
+            one.send_signal(signal.SIGKILL)
+    process.wait()
+    finished = [(r["train_loss"], r["val_loss"]) for r in read_history(first)]
+    again = start(["--resume", str(outdir)], environment)
+    said = again.communicate(timeout=250)[0]
+    assert again.returncode == 0, said
+    table = pd.read_parquet(outdir / "trials.parquet")
+    assert table["number"].tolist() == [0, 1, 2], said
+    assert (table["state"] == "complete").all(), said
+    assert "going on with trial 1" in said
+    assert "trial 0:" not in said, "what was finished is not repeated"
+    assert [(r["train_loss"], r["val_loss"]) for r in read_history(first)] == finished
+    assert read_history(second)[: len(before)] == before
+    for folder in (first, second):
+        own = plain.load_toml(folder / "config.toml")
+        rows = pd.read_parquet(next(outdir.glob("rows-*.parquet")))
+        undisturbed = train.fit(rows, "d", own, Scale(cpus_per_worker=2.0), tmp_path / folder.name, lambda line: None)
+        assert [r["val_loss"] for r in undisturbed.history] == pytest.approx(
+            [r["val_loss"] for r in read_history(folder)], rel=1e-4
+        )
