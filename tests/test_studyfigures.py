@@ -100,10 +100,15 @@ def test_several_objectives_have_a_figure_each_and_a_front() -> None:
     assert drawn["history"].count("<h3>") == 2
 
 
-def test_a_front_of_four_objectives_is_a_sentence() -> None:
-    study = optuna.create_study(directions=["minimize"] * 4)
-    study.optimize(lambda trial: [trial.suggest_float("x", 0, 1)] * 4, n_trials=3)
-    assert "4 objectives" in content(study, [[name, "minimize"] for name in "abcd"])["front"]
+def test_the_front_is_drawn_for_every_pair_of_objectives() -> None:
+    study = optuna.create_study(directions=["minimize"] * 3, sampler=optuna.samplers.RandomSampler(seed=0))
+    study.optimize(lambda trial: [trial.suggest_float(name, 0, 1) for name in "xyz"], n_trials=12)
+    drawn = plots(content(study, [[name, "minimize"] for name in "abc"])["front"])
+    assert [(one.layout.xaxis.title.text, one.layout.yaxis.title.text) for one in drawn] == [
+        ("a", "b"), ("a", "c"), ("b", "c"),
+    ]  # fmt: skip
+    front = {trial.values[0] for trial in study.best_trials}
+    assert {x for trace in drawn[0].data if trace.name == "on the front" for x in trace.x} == front
 
 
 @pytest.mark.parametrize("trials", [0, 1])
