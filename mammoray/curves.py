@@ -17,11 +17,10 @@ import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, get_args, get_type_hints
+from typing import Any, Protocol, TypeVar, get_type_hints
 
 from mammoray.config import Config
 from mammoray.plain import replace, to_dict, to_toml
-from mammoray.recipe import TrainConfig
 
 History = list[dict[str, Any]]
 T = TypeVar("T")
@@ -145,15 +144,14 @@ class TensorBoard:
         folder.mkdir(parents=True, exist_ok=True)
         before = list(folder.glob("events.out.tfevents.*"))
         suffix = f".{uuid.uuid4().hex[:8]}"
-        monitors = get_args(get_type_hints(TrainConfig)["monitor"])
-        metrics = {_tag((f"val_{name}",), {}): 0.0 for name in monitors}
-        experiment, start, self._end = summary.hparams(parameters(config, facts), metrics)
+        # Without an experiment's summary TensorBoard itself finds what differs between runs, and shows that first.
+        _, start, self._end = summary.hparams(parameters(config, facts), {})
         try:
             self._writer = EventsWriter(str(folder / "events"), suffix)
             self._restart()
             # Four spaces make the text a block of code, as TensorBoard reads Markdown.
             text = "".join(f"    {line}\n" for line in to_toml(public(config)).splitlines())
-            self._add(0, experiment, start, summary.text("config.toml", text))
+            self._add(0, start, summary.text("config.toml", text))
             for record in history:
                 self._add(record["epoch"], *self._scalars(record))
             self._writer.flush()

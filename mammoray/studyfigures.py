@@ -10,6 +10,7 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any, TypeAlias
 
 import optuna
@@ -204,7 +205,7 @@ def _importances(study: optuna.Study, every: Sequence[Objective], trials: Sequen
         figure.update_layout(xaxis_title="Importance", yaxis_title=None, yaxis_automargin=True, margin_r=48)
         return figure.update_layout(height=90 + 34 * len(names), yaxis={"ticksuffix": "  ", "showgrid": False})
 
-    few = f" Of {len(trials)} trials this is a rough guess." if len(trials) < _FEW else ""
+    few = f" Of {len(trials)} trials this is a rough guess." if 1 < len(trials) < _FEW else ""
     return Section(
         key="importances",
         title="Importances",
@@ -239,19 +240,25 @@ def _slices(study: optuna.Study, every: Sequence[Objective], trials: Sequence[Fr
 
 
 def _front(study: optuna.Study, every: Sequence[Objective], trials: Sequence[FrozenTrial]) -> Section:
-    def draw() -> Figure:
+    def draw(pair: tuple[Objective, Objective]) -> Figure:
         if not trials:
             return _NOTHING
-        if len(every) > 3:
-            return f"A picture has two or three axes, and there are {len(every)} objectives."
-        figure = visualization.plot_pareto_front(study, target_names=[one.name for one in every])
-        return figure.update_layout(height=460, legend=_legend())
+        figure = visualization.plot_pareto_front(
+            study,
+            targets=lambda trial: [trial.values[one.place] for one in pair],
+            target_names=[one.name for one in pair],
+        )
+        # Optuna's text for the pointer would hold all attributes of a trial, whatever they say.
+        figure.update_traces(text=None, hovertemplate="%{x:.4g}, %{y:.4g}<extra></extra>", showlegend=True)
+        figure.update_traces(marker={"color": GREY, "size": 8, "showscale": False}, name="other trials")
+        figure.data[-1].update(marker={"color": BLUE, "size": 11}, name="on the front")
+        return figure.update_layout(height=420, legend=_legend())
 
     return Section(
         key="front",
         title="Pareto front",
         words="A trial stands on the front where no other is better in one objective and as good in the rest.",
-        content=_shown(_tried(draw)),
+        content=join(_shown(_tried(lambda pair=pair: draw(pair))) for pair in combinations(every, 2)),  # type: ignore[misc]
     )
 
 

@@ -17,8 +17,7 @@ import optuna
 import pandas as pd
 from plotly.offline import get_plotlyjs
 
-import mammoray
-from mammoray import page
+from mammoray import __version__, page
 from mammoray.markup import UNDEFINED, Html, el, join, number, table
 from mammoray.studyfigures import Objective, Section, finished, objectives, sections
 
@@ -67,7 +66,7 @@ def render(study: optuna.Study, trials: pd.DataFrame, facts: Mapping[str, Any]) 
         "figures": join(_section(one) for one in drawn),
         "trials": _table(study, trials, facts, objectives(named)[0].maximize),
         "notes": _notes(facts),
-        "version": mammoray.__version__,
+        "version": __version__,
         "optuna": optuna.__version__,
         "plotly": plotly,
         "script": script,
