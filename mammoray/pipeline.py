@@ -24,6 +24,7 @@ from mammoray import (
     claim,
     cluster,
     evaluate,
+    idle,
     ingest,
     labels,
     plain,
@@ -87,6 +88,8 @@ def run(source: Source, config: Config, scale: Scale, say: Say = print) -> dict[
 
 def _read(source: Source, config: Config, say: Say) -> tuple[catalog.Catalog, split.Split, str]:
     """Catalog and split, and the identity of the run that they and the settings make."""
+    for note in idle.notes(config):
+        say(note)
     data = prepare.read_catalog(source.csv, source.dicom_root, config, say)
     parts = split.make(data.rows, config.split, config.classes, config.seed)
     files = cache.file_keys(_labelled(data), data.root)

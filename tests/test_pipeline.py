@@ -196,6 +196,15 @@ class TestBadInput:
             run(replace(copy, csv=tmp_path / "none.csv"), tmp_path / "run")
 
 
+def test_a_setting_without_effect_is_told_before_anything_else(rsna: SynthSummary, tmp_path: Path) -> None:
+    said: list[str] = []
+    source = pipeline.Source(csv=tmp_path / "none.csv", dicom_root=rsna.root, outdir=tmp_path / "run")
+    config = replace(SMALL, sample=replace(SMALL.sample, alpha=0.5))
+    with pytest.raises(MammorayError, match="--csv"):
+        pipeline.run(source, config, Scale(), said.append)
+    assert said == ["note: --alpha has no effect: --sampler is natural"]
+
+
 def test_a_hold_out_without_a_test_set_is_judged_on_the_validation_patients_and_says_so(
     irma: SynthSummary, ray_session: None, tmp_path: Path
 ) -> None:
