@@ -96,11 +96,17 @@ def _schedule(rows: pd.DataFrame, config: Config, scale: Scale, done: int, cost:
     """Steps, and what they take; validation is before the first epoch and after each."""
     images = rows["fold"].value_counts()
     steps = sample.steps_per_epoch(int(images["train"]), config.sample.batch_size)
-    left = config.train.epochs - done
+    left = config.train.last_epoch - done
     look = cost.look * -(-int(images["val"]) // scale.num_workers)
     epoch = steps * cost.step + look
     return {
-        "steps": {"epoch": steps, "epochs": config.train.epochs, "done": done, "batch": config.sample.batch_size},
+        "steps": {
+            "epoch": steps,
+            "epochs": config.train.last_epoch,
+            "done": done,
+            "batch": config.sample.batch_size,
+            "images": int(images["train"]),
+        },
         "rate": {name: getattr(config.optim, name) for name in ("lr", "warmup_epochs", "schedule")},
         "kept": config.train.keep + 1,
         "seconds": {"epoch": epoch, "training": left * epoch + look * (not done)},
@@ -226,7 +232,8 @@ def _said_batch(images: int, workers: int, cost: Footprint) -> str:
 def _said_steps(steps: Facts) -> str:
     done = f"; epoch {steps['done']} is done" if steps["done"] else ""
     every = many(steps["epochs"], "epoch")
-    return f"{steps['epoch']:,} an epoch, {steps['epoch'] * steps['epochs']:,} in {every}{done}"
+    of = f"{steps['epoch']:,} an epoch of {steps['images']:,} images"
+    return f"{of}, {steps['epoch'] * steps['epochs']:,} in {every}{done}"
 
 
 def _said_rate(rate: Facts) -> str:

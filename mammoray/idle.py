@@ -31,12 +31,12 @@ def _nothing_to_vary(config: Config) -> bool:
 
 
 def _heads_only(config: Config) -> bool:
-    return config.optim.freeze_epochs >= config.train.epochs
+    return config.optim.freeze_epochs >= config.train.last_epoch
 
 
 def _warm_to_the_end(config: Config) -> bool:
     # A plateau lowers the rate within the warm-up too.
-    return config.optim.schedule == "cosine" and config.optim.warmup_epochs >= config.train.epochs
+    return config.optim.schedule == "cosine" and config.optim.warmup_epochs >= config.train.last_epoch
 
 
 _RULES = (
@@ -73,13 +73,18 @@ _RULES = (
     _Rule(("speed.sync_batchnorm",), lambda c: c.optim.freeze_norm, "--freeze-norm keeps batch norms as they are"),
     _Rule(
         tuple(f"collapse.{name}" for name in _SIGNS),
-        lambda c: c.collapse.collapse_after > c.train.epochs,
+        lambda c: c.collapse.collapse_after > c.train.last_epoch,
         "--collapse-after lies behind the last epoch",
     ),
     _Rule(
         ("train.min_delta",),
         lambda c: not c.train.patience and c.optim.schedule != "plateau",
         "there is neither --patience nor --schedule plateau",
+    ),
+    _Rule(
+        ("train.monitor", "train.monitor_level"),
+        lambda c: c.train.train_on == "train_and_val" and c.optim.schedule != "plateau",
+        "--train-on train_and_val keeps the last epoch",
     ),
 )
 

@@ -84,7 +84,7 @@ def run(loop: dict[str, Any]) -> None:
 
 def _run(loop: dict[str, Any]) -> None:
     run, progress = _start(loop)
-    todo = range(len(progress.history), run.config.train.epochs + 1)
+    todo = range(len(progress.history), run.config.train.last_epoch + 1)
     batches = _batches(run, progress, [epoch for epoch in todo if epoch])
     run.speak(f"{run.learner.workers} workers, from epoch {progress.epoch}, step {progress.step}")
     for epoch in todo:
@@ -243,7 +243,7 @@ def _tell(run: _Run, progress: Progress) -> None:
         return
     run.spoken = now
     rate = progress.step * run.config.sample.batch_size / progress.seconds
-    head = f"epoch {progress.epoch}/{run.config.train.epochs}"
+    head = f"epoch {progress.epoch}/{run.config.train.last_epoch}"
     run.speak(f"{head}: step {progress.step}/{run.learner.steps}, {rate:.0f} images/s")
 
 

@@ -49,7 +49,8 @@ def fit(rows: pd.DataFrame, split_digest: str, config: Config, scale: Scale, out
     ----------
     rows : pandas.DataFrame
         ``image_id, patient_id, laterality, view, age, fold, target, shard, position``, one per decoded image, sorted
-        by ``image_id``; laterality, view and age only where the settings want them.
+        by ``image_id``; laterality, view and age only where the settings want them. An image may be in both folds,
+        as ``--train-on train_and_val`` wants it.
     split_digest : str
         Goes into every checkpoint.
     config, scale
@@ -120,7 +121,7 @@ def _workers(scale: Scale) -> str:
 
 
 def _is_finished(history: History, config: Config) -> bool:
-    return bool(history[-1]["epoch"] == config.train.epochs or history[-1].get("stopped"))
+    return bool(history[-1]["epoch"] == config.train.last_epoch or history[-1].get("stopped"))
 
 
 def _follow(trainer: Any, own_board: Any, checkpoints: Path, say: Say) -> ray.train.Result:

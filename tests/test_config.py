@@ -57,6 +57,10 @@ def test_every_setting_has_a_description(kind: type[Any]) -> None:
         lambda: SplitConfig(test_patients="leave_out"),
         lambda: SampleConfig(batch_size=1),
         lambda: TrainConfig(epochs=0),
+        lambda: TrainConfig(epochs=3, stop_epoch=4),
+        lambda: TrainConfig(stop_epoch=-1),
+        lambda: TrainConfig(train_on="test"),  # type: ignore[arg-type]
+        lambda: TrainConfig(train_on="train_and_val", patience=3),
         lambda: TrainConfig(trackers=("paper",)),  # type: ignore[arg-type]
         lambda: OptimConfig(lr=0.0),
         lambda: OptimConfig(head_lr=0.0),

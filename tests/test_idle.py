@@ -71,7 +71,7 @@ def trained(config: Config) -> tuple[Any, ...]:
     weights = sample.row_weights(LABELS, ROWS["patient_id"].to_numpy(dtype=object), config.sample)
     size, seen = config.sample.batch_size, []
     history: records.History = []
-    for epoch in range(1, config.train.epochs + 1):
+    for epoch in range(1, config.train.last_epoch + 1):
         learner.begin_epoch(own, epoch)
         order = sample.epoch_order(LABELS, weights, size, config.seed, epoch).reshape(-1, size)
         for step, rows in enumerate(order):
@@ -83,7 +83,7 @@ def trained(config: Config) -> tuple[Any, ...]:
         if history[-1]["stopped"]:
             break
     state = {name: value.numpy().tobytes() for name, value in own.judged.state_dict().items()}
-    return tuple(seen), str(history), tuple(state.items())
+    return tuple(seen), str(history), records.best_epoch(history, config.train), tuple(state.items())
 
 
 def verdict(config: Config, epoch: int, history: records.History) -> records.Record:
@@ -102,6 +102,8 @@ BALANCED = {"sample.sampler": "balanced"}
 PLATEAU = {"optim.schedule": "plateau", "optim.plateau_patience": 1}
 FROZEN = {"optim.freeze_epochs": 4}
 LATE = {"collapse.collapse_after": 5}
+FINAL = {"train.train_on": "train_and_val"}
+STOPPED = {"train.stop_epoch": 3}
 EARLY = {"collapse.collapse_after": 1}
 
 # A setting, a value beside its default; what makes it idle, and what does not.
@@ -145,6 +147,11 @@ CASES: list[tuple[str, Any, dict[str, Any], dict[str, Any]]] = [
     ("collapse.collapse_stop", 1, LATE, EARLY),
     ("train.min_delta", 0.9, {}, {"train.patience": 2}),
     ("train.min_delta", 0.9, {}, PLATEAU),
+    ("train.monitor", "loss", FINAL, {"train.patience": 2}),
+    ("train.monitor", "balanced_accuracy", FINAL, {"train.patience": 2}),
+    ("optim.min_lr", 0.9, {**STOPPED, "optim.warmup_epochs": 3.0}, STOPPED),
+    ("optim.stage_epochs", 1, {**STOPPED, "optim.freeze_epochs": 3}, {"optim.freeze_epochs": 3}),
+    ("collapse.collapse_share", 1.0, {**STOPPED, "collapse.collapse_after": 4}, {"collapse.collapse_after": 4}),
 ]
 
 
@@ -177,6 +184,15 @@ def test_a_permission_to_correct_twice_counts_only_where_two_corrections_are() -
     for one in (BALANCED, {"loss.class_weights": "sqrt"}):
         for value in (False, True):
             assert "loss.double_correction" in idle.idle(with_changes(BASE, {**one, "loss.double_correction": value}))
+
+
+def test_the_monitor_counts_beside_the_validation_images_only_for_a_plateau() -> None:
+    plateau = with_changes(BASE, {**FINAL, **PLATEAU})
+    for key in ("train.monitor", "train.monitor_level"):
+        assert (key in idle.idle(with_changes(BASE, FINAL)), key in idle.idle(plateau)) == (True, False)
+    history = [{"epoch": e, "val_kappa": k, "val_patient_kappa": -k} for e, k in enumerate((0.0, 0.9, 0.5))]
+    by_patient = replace(plateau, train=replace(plateau.train, monitor_level="patient"))
+    assert records.drops(history, plateau) != records.drops(history, by_patient)
 
 
 def test_frozen_batch_norms_have_nothing_to_synchronise() -> None:

@@ -146,6 +146,29 @@ def test_a_kill_after_the_last_epoch_loses_nothing(
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["best", "last"]
 
 
+def test_a_training_that_ends_early_is_the_beginning_of_the_whole_one_also_after_a_kill(
+    prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray.train
+
+    def killed(self: object, path: object) -> None:
+        raise KeyboardInterrupt
+
+    config = replace(SMALL, train=replace(SMALL.train, epochs=3, stop_epoch=1, trackers=()))
+    with monkeypatch.context() as patch:
+        patch.setattr(ray.train.Checkpoint, "to_directory", killed)
+        with pytest.raises(KeyboardInterrupt):
+            fit(prepared, tmp_path / "early", config)
+    begun = controller.read_history(tmp_path / "early")
+    assert [(record["epoch"], record["stopped"]) for record in begun] == [(0, None), (1, None)]
+    for _ in range(2):
+        assert fit(prepared, tmp_path / "early", config).history == begun
+    whole = fit(prepared, tmp_path / "whole", replace(config, train=replace(config.train, stop_epoch=2)))
+    assert curve(whole.history)[:2] == curve(begun)
+    assert whole.history[2]["epoch"] == 2 == len(whole.history) - 1
+    assert 0 < whole.history[2]["lr"] < whole.history[1]["lr"], "a schedule of three epochs ends at 0"
+
+
 def test_a_history_without_its_checkpoint_is_an_error_and_not_a_new_start(prepared: Prepared, tmp_path: Path) -> None:
     controller.write_history(tmp_path, [{"epoch": 0, "stopped": None}])
     with pytest.raises(TrainError, match="a checkpoint of the epochs"):
