@@ -65,8 +65,10 @@ class Footprint:
     look: float
 
 
-def measure(config: Config, targets: Arrays, workers: int, side_by_side: int, device: torch.device = CPU) -> Footprint:
-    """Do some steps as one of ``workers`` would, with its share of this machine's cores.
+def measure(
+    config: Config, targets: Arrays, workers: int, side_by_side: int, device: torch.device = CPU, cpus: float = 0.0
+) -> Footprint:
+    """Do some steps as one of ``workers`` would, with its share of this machine's cores, or with ``cpus``.
 
     Parameters
     ----------
@@ -83,7 +85,7 @@ def measure(config: Config, targets: Arrays, workers: int, side_by_side: int, de
     ConfigError, ModelError
         As of :func:`mammoray.learner.make`.
     """
-    learner.share_cores(side_by_side)
+    learner.share_cores(side_by_side, cpus)
     images, together = largest(config, workers)
     one_image = activations(config, targets)
     plain = _eager(config, device)

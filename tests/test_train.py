@@ -175,6 +175,26 @@ def test_a_history_without_its_checkpoint_is_an_error_and_not_a_new_start(prepar
         fit(prepared, tmp_path, replace(SMALL, train=replace(SMALL.train, max_failures=0)))
 
 
+@pytest.mark.parametrize(("cpus", "threads"), [(1.0, 1), (3.5, 3)])
+def test_a_worker_computes_with_as_many_threads_as_it_has_cpus(
+    prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cpus: float, threads: int
+) -> None:
+    note = tmp_path / "threads"
+
+    def watched(given: dict[str, Any]) -> None:
+        import torch
+
+        from mammoray import loop
+
+        loop.run(given)
+        note.write_text(str(torch.get_num_threads()))
+
+    monkeypatch.setattr(controller, "work", watched)
+    settings = replace(SMALL, train=replace(SMALL.train, epochs=1, trackers=()))
+    train.fit(prepared.rows, prepared.digest, settings, Scale(cpus_per_worker=cpus), tmp_path, lambda line: None)
+    assert note.read_text() == str(threads)
+
+
 def test_batch_norm_statistics_are_those_of_the_checkpoint_on_every_worker(prepared: Prepared, tmp_path: Path) -> None:
     config = replace(SMALL, model=replace(SMALL.model, arch="test_resnet"), train=replace(SMALL.train, epochs=1))
     fitted = fit(prepared, tmp_path, config, workers=2)
@@ -279,6 +299,11 @@ class TestPlan:
             train.plan(Scale(num_workers=2, cpus_per_worker=2.5))
         with pytest.raises(ClusterError, match="GPUs"):
             train.plan(Scale(num_workers=1, gpu="yes"))
+
+    def test_gpus_that_are_too_few_for_a_worker_leave_it_on_the_cpu_or_are_an_error(self) -> None:
+        assert train.plan(Scale(gpus_per_worker=0.5)).resources_per_worker == {"CPU": 1.0}
+        with pytest.raises(ClusterError, match=r"GPUs for 1 workers, 0.5 each.*0 GPUs"):
+            train.plan(Scale(gpus_per_worker=0.5, gpu="yes"))
 
     def test_more_workers_than_cpus_share_them(self) -> None:
         shares = {n: train.plan(Scale(num_workers=n)).resources_per_worker["CPU"] for n in (1, 3, 8)}
