@@ -270,9 +270,13 @@ class Scale:
     resize_seconds: float = 60.0
     """With --min-workers: seconds between looks at whether the cluster has room for more workers."""
     gpu: Literal["auto", "yes", "no"] = "auto"
-    """One GPU per worker. auto: yes when the cluster has at least num_workers of them."""
+    """Whether workers use GPUs. auto: yes when the cluster has enough for --num-workers."""
+    gpus_per_worker: float = 1.0
+    """GPUs reserved for each worker. A fraction lets several trainings, of one worker each, share a GPU, and its
+    memory; more than 1 keeps the others idle for it."""
     cpus_per_worker: float = 0.0
-    """CPUs reserved for each worker; 0 reserves one, or less where there are more workers than CPUs."""
+    """CPUs reserved for each worker, which then computes with as many threads. 0 reserves one, or less where there are
+    more workers than CPUs, and computes with the worker's share of all cores of its node."""
     address: str | None = None
     """A Ray cluster: auto, HOST:PORT or ray://HOST:PORT. Default: the cluster of the job this runs in, or one begun on
     this machine by 'ray start', else a new local one."""
@@ -283,7 +287,13 @@ class Scale:
         expected = f"0 to --num-workers {self.num_workers}"
         require(0 <= self.min_workers <= self.num_workers, "min_workers", expected, self.min_workers)
         require(self.resize_seconds > 0, "resize_seconds", "above 0", self.resize_seconds)
-        require(self.cpus_per_worker >= 0, "cpus_per_worker", "0 or more", self.cpus_per_worker)
+        require(0 <= self.cpus_per_worker < math.inf, "cpus_per_worker", "0 or more", self.cpus_per_worker)
+        share = self.gpus_per_worker
+        # Ray counts in ten-thousandths.
+        ok = 1e-4 <= share < 1 or (1 <= share < math.inf and share == int(share))
+        require(ok, "gpus_per_worker", "a fraction above 0, or a whole number", share)
+        expected = "1 or more with several --num-workers: NCCL refuses two of a group on one GPU"
+        require(share >= 1 or self.num_workers == 1, "gpus_per_worker", expected, share)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -51,7 +51,8 @@ def facts(rows: pd.DataFrame, files: Facts, config: Config, scale: Scale, done: 
     needs = scaling.resources_per_worker
     beside = side_by_side(scale.num_workers, needs, nodes)
     targets, gpus = learner.targets_of(training, config), needs.get("GPU", 0.0)
-    cost = cluster.run_with(needs["CPU"], gpus, _measure, config, targets, scale.num_workers, beside, bool(gpus))
+    among = (scale.num_workers, beside, scale.cpus_per_worker)
+    cost = cluster.run_with(needs["CPU"], gpus, _measure, config, targets, *among, bool(gpus))
     return {
         "files": files,
         "workers": _workers(scale, scaling, len(nodes)),
@@ -61,8 +62,8 @@ def facts(rows: pd.DataFrame, files: Facts, config: Config, scale: Scale, done: 
     }
 
 
-def _measure(config: Config, targets: Arrays, workers: int, beside: int, gpu: bool) -> Footprint:
-    return footprint.measure(config, targets, workers, beside, torch.device("cuda" if gpu else "cpu"))
+def _measure(config: Config, targets: Arrays, workers: int, beside: int, cpus: float, gpu: bool) -> Footprint:
+    return footprint.measure(config, targets, workers, beside, torch.device("cuda" if gpu else "cpu"), cpus)
 
 
 def side_by_side(workers: int, needs: dict[str, float], nodes: list[dict[str, float]]) -> int:
@@ -85,6 +86,7 @@ def _workers(scale: Scale, scaling: ray.train.ScalingConfig, nodes: int) -> Fact
         "count": scale.num_workers,
         "least": scale.min_workers or scale.num_workers,
         "gpu": bool(scaling.use_gpu),
+        "gpus_each": scaling.resources_per_worker.get("GPU", 0.0),
         "cpus_each": scaling.resources_per_worker["CPU"],
         "nodes": nodes,
         "CPUs": total.get("CPU", 0.0),
@@ -96,11 +98,17 @@ def _schedule(rows: pd.DataFrame, config: Config, scale: Scale, done: int, cost:
     """Steps, and what they take; validation is before the first epoch and after each."""
     images = rows["fold"].value_counts()
     steps = sample.steps_per_epoch(int(images["train"]), config.sample.batch_size)
-    left = config.train.epochs - done
+    left = config.train.last_epoch - done
     look = cost.look * -(-int(images["val"]) // scale.num_workers)
     epoch = steps * cost.step + look
     return {
-        "steps": {"epoch": steps, "epochs": config.train.epochs, "done": done, "batch": config.sample.batch_size},
+        "steps": {
+            "epoch": steps,
+            "epochs": config.train.last_epoch,
+            "done": done,
+            "batch": config.sample.batch_size,
+            "images": int(images["train"]),
+        },
         "rate": {name: getattr(config.optim, name) for name in ("lr", "warmup_epochs", "schedule")},
         "kept": config.train.keep + 1,
         "seconds": {"epoch": epoch, "training": left * epoch + look * (not done)},
@@ -207,7 +215,8 @@ def _said_cache(files: Facts) -> str:
 
 def _said_workers(workers: Facts) -> str:
     fewest = f"{workers['least']} to " if workers["least"] < workers["count"] else ""
-    each = f"with {'a GPU and ' if workers['gpu'] else ''}{workers['cpus_each']:g} CPU each"
+    gpus = f"{workers['gpus_each']:g} GPU and " if workers["gpu"] else ""
+    each = f"with {gpus}{workers['cpus_each']:g} CPU each"
     has = ", ".join(many(workers[name], name[:-1]) for name in ("nodes", "CPUs", "GPUs"))
     return f"{fewest}{workers['count']}, {each}; the cluster has {has}"
 
@@ -226,7 +235,8 @@ def _said_batch(images: int, workers: int, cost: Footprint) -> str:
 def _said_steps(steps: Facts) -> str:
     done = f"; epoch {steps['done']} is done" if steps["done"] else ""
     every = many(steps["epochs"], "epoch")
-    return f"{steps['epoch']:,} an epoch, {steps['epoch'] * steps['epochs']:,} in {every}{done}"
+    of = f"{steps['epoch']:,} an epoch of {steps['images']:,} images"
+    return f"{of}, {steps['epoch'] * steps['epochs']:,} in {every}{done}"
 
 
 def _said_rate(rate: Facts) -> str:

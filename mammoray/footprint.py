@@ -65,8 +65,10 @@ class Footprint:
     look: float
 
 
-def measure(config: Config, targets: Arrays, workers: int, side_by_side: int, device: torch.device = CPU) -> Footprint:
-    """Do some steps as one of ``workers`` would, with its share of this machine's cores.
+def measure(
+    config: Config, targets: Arrays, workers: int, side_by_side: int, device: torch.device = CPU, cpus: float = 0.0
+) -> Footprint:
+    """Do some steps as one of ``workers`` would, with its share of this machine's cores, or with ``cpus``.
 
     Parameters
     ----------
@@ -83,13 +85,13 @@ def measure(config: Config, targets: Arrays, workers: int, side_by_side: int, de
     ConfigError, ModelError
         As of :func:`mammoray.learner.make`.
     """
-    learner.share_cores(side_by_side)
+    learner.share_cores(side_by_side, cpus)
     images, together = largest(config, workers)
     one_image = activations(config, targets)
     plain = _eager(config, device)
     tiny = _learner(plain, targets, _TINY, 1, device)
     learning = sum(p.numel() for p in tiny.net.parameters() if p.requires_grad)
-    learner.begin_epoch(tiny, config.train.epochs)  # When most of the weights learn.
+    learner.begin_epoch(tiny, config.train.last_epoch)  # When most of the weights learn.
     _once(tiny, _TINY)  # Kernels are chosen, and the optimiser's state is made.
     pace = min(_timed(lambda: _once(tiny, _TINY), device) for _ in range(_STEPS)) / _TINY
     state = learner.state(tiny)
@@ -139,7 +141,7 @@ def activations(config: Config, targets: Arrays) -> int:
     # bf16 has the same size as fp16, and wants no scaling of the loss, which must see gradients.
     precision = "fp32" if config.speed.precision == "fp32" else "bf16"
     own = _learner(_eager(replace(config, speed=replace(config.speed, precision=precision)), CPU), targets, _TINY, 1)
-    learner.begin_epoch(own, config.train.epochs)
+    learner.begin_epoch(own, config.train.last_epoch)
     for parameter in own.net.parameters():
         if parameter.requires_grad:
             # Gradients are counted for themselves: here each goes as soon as it is there.
@@ -223,7 +225,7 @@ def _step_seconds(config: Config, targets: Arrays, images: int, pace: float, dev
     some = min(images, max(_TINY, int(_SECONDS / pace) // unit * unit))
     passes = max(1, config.optim.accumulate * some // images)
     own = _learner(config, targets, some, passes, device)
-    learner.begin_epoch(own, config.train.epochs)
+    learner.begin_epoch(own, config.train.last_epoch)
     _once(own, some)
     # The median: on a busy machine a single step may take several times as long as the others.
     return statistics.median(_timed(lambda: _once(own, some), device) for _ in range(_STEPS)) * images / some

@@ -144,8 +144,20 @@ def set_arithmetic(tf32: bool) -> None:
     torch.backends.cudnn.allow_tf32 = tf32
 
 
-def share_cores(workers: int) -> None:
-    """Take this worker's share of the cores of its node, on which are so many; Ray would give each a single thread."""
+def share_cores(workers: int, cpus: float = 0.0) -> None:
+    """Compute with as many threads as a worker has cores; Ray would give each a single one.
+
+    Parameters
+    ----------
+    workers : int
+        On this node: each takes its share of all cores, unless ``cpus`` is given.
+    cpus : float
+        That were asked for each worker, or 0. Others may be beside this group of workers then, such as other trials of
+        a search, and threads that wait for each other's cores are slower than fewer of them.
+    """
+    if cpus:
+        torch.set_num_threads(max(1, int(cpus)))
+        return
     # A container may have fewer cores than the machine; macOS has no affinity.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     torch.set_num_threads(max(1, cores // workers))

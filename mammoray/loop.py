@@ -66,7 +66,8 @@ def run(loop: dict[str, Any]) -> None:
     ----------
     loop : dict
         ``config`` (as of ``to_dict``), ``state`` (object reference of the initial weights, or None to take a
-        checkpoint's), ``split_digest``, ``board`` (actor of ``train``), ``profile`` (folder, or None).
+        checkpoint's), ``split_digest``, ``cpus`` (that were asked for each worker, or 0), ``board`` (actor of
+        ``train``), ``profile`` (folder, or None).
     """
     board = loop["board"]
     try:
@@ -84,7 +85,7 @@ def run(loop: dict[str, Any]) -> None:
 
 def _run(loop: dict[str, Any]) -> None:
     run, progress = _start(loop)
-    todo = range(len(progress.history), run.config.train.epochs + 1)
+    todo = range(len(progress.history), run.config.train.last_epoch + 1)
     batches = _batches(run, progress, [epoch for epoch in todo if epoch])
     run.speak(f"{run.learner.workers} workers, from epoch {progress.epoch}, step {progress.step}")
     for epoch in todo:
@@ -100,7 +101,7 @@ def _start(loop: dict[str, Any]) -> tuple[_Run, Progress]:
     config = from_dict(Config, loop["config"])
     context, device = ray.train.get_context(), ray.train.torch.get_device()
     train, val = (ray.train.get_dataset_shard(fold) for fold in ("train", "val"))
-    learner.share_cores(context.get_local_world_size())
+    learner.share_cores(context.get_local_world_size(), loop["cpus"])
     net, given = learner.blank(config), loop["state"]
     if given is not None:
         net.load_state_dict(ray.get(given))
@@ -243,7 +244,7 @@ def _tell(run: _Run, progress: Progress) -> None:
         return
     run.spoken = now
     rate = progress.step * run.config.sample.batch_size / progress.seconds
-    head = f"epoch {progress.epoch}/{run.config.train.epochs}"
+    head = f"epoch {progress.epoch}/{run.config.train.last_epoch}"
     run.speak(f"{head}: step {progress.step}/{run.learner.steps}, {rate:.0f} images/s")
 
 

@@ -24,6 +24,7 @@ from mammoray import (
     claim,
     cluster,
     evaluate,
+    idle,
     ingest,
     labels,
     plain,
@@ -32,9 +33,11 @@ from mammoray import (
     split,
 )
 from mammoray.config import Config, Scale
+from mammoray.errors import ConfigError
 from mammoray.storage import Place
 
 Say = Callable[[str], None]
+_EVALUATE = "evaluate: the best checkpoint, on validation and test images"
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,10 +90,19 @@ def run(source: Source, config: Config, scale: Scale, say: Say = print) -> dict[
 
 def read(source: Source, config: Config, say: Say) -> tuple[catalog.Catalog, split.Split, str]:
     """Catalog and split, and the identity of the run that they and the settings make."""
+    for note in idle.notes(config):
+        say(note)
     data = prepare.read_catalog(source.csv, source.dicom_root, config, say)
     parts = split.make(data.rows, config.split, config.classes, config.seed)
+    _require_test(parts, config)
     files = cache.file_keys(labelled(data), data.root)
     return data, parts, plain.digest(what_counts(config), parts.digest, sorted(files))
+
+
+def _require_test(parts: split.Split, config: Config) -> None:
+    if config.train.train_on == "train_and_val" and not (parts.rows["fold"] == "test").any():
+        remedy = "Use --train-on train, or a split with test patients, such as --folds or --test-share."
+        raise ConfigError("--train-on train_and_val", "test patients, who alone are left to judge by", "none", remedy)
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,10 +169,11 @@ def _train_and_judge(source: Source, config: Config, scale: Scale, say: Say, inp
     outdir, decoded = source.outdir, inputs.decoded
     rows = in_folds(decoded.rows, inputs.parts, config)
     split.check(rows)
-    fitted = train.fit(rows, inputs.parts.digest, config, scale, outdir, say)
-    say("evaluate: the best checkpoint, on validation and test images")
+    fitted = train.fit(_learned(rows, config), inputs.parts.digest, config, scale, outdir, say)
+    alone = config.train.train_on == "train_and_val"
+    say("evaluate: the last checkpoint, on test images" if alone else _EVALUATE)
+    held_out = rows[rows["fold"].isin(["test"] if alone else ["val", "test"])].reset_index(drop=True)
     gpu = bool(train.plan(scale).use_gpu)
-    held_out = rows[rows["fold"] != "train"].reset_index(drop=True)
     p_NK = predict.predict(held_out, fitted.best, config.decode, gpu, config.speed.precision)
     predictions = _table(held_out, p_NK, config)
     predictions.to_parquet(outdir / "predictions.parquet", index=False)
@@ -194,6 +207,7 @@ def _train_and_judge(source: Source, config: Config, scale: Scale, say: Say, inp
             *inputs.parts.notes,
             *_absent(inputs.parts, config),
             *_untested(inputs.parts),
+            *_known(config),
         ],
     }
     # The report reads run.json; only after it is there may the run be called finished.
@@ -210,6 +224,14 @@ def in_folds(rows: pd.DataFrame, parts: split.Split, config: Config) -> pd.DataF
     placed = rows.merge(parts.rows[["image_id", "fold"]], on="image_id", validate="one_to_one")
     target = labels.class_index(placed["label"], config.classes)
     return placed.assign(target=target).sort_values("image_id", ignore_index=True)
+
+
+def _learned(rows: pd.DataFrame, config: Config) -> pd.DataFrame:
+    """The rows as a training sees them: those of fold val stand in fold train too where they are learned from."""
+    if config.train.train_on == "train":
+        return rows
+    also = rows[rows["fold"] == "val"].assign(fold="train")
+    return pd.concat([rows, also]).sort_values("image_id", kind="stable", ignore_index=True)
 
 
 def _absent(parts: split.Split, config: Config) -> list[str]:
@@ -231,6 +253,15 @@ def _untested(parts: split.Split) -> list[str]:
     return [
         "No patients were set aside for a test: all figures are of the validation patients, by which the best epoch "
         "was chosen, and so are too good."
+    ]
+
+
+def _known(config: Config) -> list[str]:
+    if config.train.train_on == "train":
+        return []
+    return [
+        "The validation patients were learned from as well (--train-on train_and_val): the validation figures of the "
+        "epochs are of images that the network knows, and say nothing of others. All else is of the test patients."
     ]
 
 
@@ -270,7 +301,7 @@ def dry_run(source: Source, config: Config, scale: Scale, say: Say = print) -> b
     with cluster.connect(scale.address):
         _check_training(config, scale, outdir)
         files = dryrun.files(labelled(data), data.root, config, prepare.cache_path(outdir, config))
-        found = dryrun.facts(in_folds(data.rows, parts, config), files, config, scale, done)
+        found = dryrun.facts(_learned(in_folds(data.rows, parts, config), config), files, config, scale, done)
     for line in dryrun.lines(found, split.counts(parts, data.rows)):
         say(line)
     return True
@@ -287,7 +318,7 @@ def overfit(source: Source, config: Config, scale: Scale, say: Say = print) -> b
     from mammoray import sanity
 
     data, parts, _ = read(source, config, say)
-    rows = in_folds(data.rows, parts, config)
+    rows = _learned(in_folds(data.rows, parts, config), config)
     training = rows[rows["fold"] == "train"].reset_index(drop=True)
     order = sanity.first_batch(training, config)
     with cluster.connect(scale.address):
@@ -318,7 +349,8 @@ def headline(metrics: dict[str, Any]) -> list[str]:
             f"{name} {_text(first['val_' + name])} -> {_text(last['val_' + name])}"
             for name in ("kappa", "accuracy", "loss")
         )
-        lines.append(f"learned, on validation images, epoch 0 (untrained) -> {last['epoch']}: {gap}")
+        which = "validation images" + ("" if "val" in metrics["folds"] else ", which were learned from too")
+        lines.append(f"learned, on {which}, epoch 0 (untrained) -> {last['epoch']}: {gap}")
     return lines
 
 

@@ -264,6 +264,12 @@ class TrainConfig:
 
     epochs: int = 20
     """Passes over the training rows."""
+    stop_epoch: int = 0
+    """End after this epoch, with the learning rates that a training of --epochs has until there; 0: after --epochs."""
+    train_on: Literal["train", "train_and_val"] = "train"
+    """train_and_val: the validation patients are learned from as well, for a final model whose settings are known.
+    Nothing then chooses the epoch, so the last one is kept; the validation figures are of images that were learned;
+    and there must be test patients."""
     monitor: Literal["kappa", "balanced_accuracy", "auc", "loss"] = "kappa"
     """The validation metric by which the best checkpoint is chosen; loss is minimised, the others maximised."""
     monitor_level: Literal["image", "patient"] = "image"
@@ -290,8 +296,18 @@ class TrainConfig:
     def __post_init__(self) -> None:
         require_choices(self)
         require(self.epochs >= 1, "epochs", "at least 1", self.epochs)
+        require(0 <= self.stop_epoch <= self.epochs, "stop_epoch", f"0 to --epochs {self.epochs}", self.stop_epoch)
+        ok = self.train_on == "train" or not self.patience
+        require(
+            ok, "patience", "0 with --train-on train_and_val: no images are left to be patient about", self.patience
+        )
         require(self.keep >= 1, "keep", "at least 1", self.keep)
         require_range(self, "patience min_delta time_limit checkpoint_minutes max_failures", 0)
+
+    @property
+    def last_epoch(self) -> int:
+        """The epoch that a training ends with, where nothing stops it before."""
+        return self.stop_epoch or self.epochs
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

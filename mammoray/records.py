@@ -137,7 +137,7 @@ def _stop(history: History, collapsed: bool, config: Config) -> str | None:
     if train.patience and stale >= train.patience:
         return f"no better {train.monitor} in {stale} epochs (--patience)"
     spent = [entry["seconds"] + entry["val_seconds"] for entry in history]
-    if train.time_limit and epoch < train.epochs and sum(spent) + max(spent[1:]) > 60 * train.time_limit:
+    if train.time_limit and epoch < train.last_epoch and sum(spent) + max(spent[1:]) > 60 * train.time_limit:
         return f"the next epoch would end after {train.time_limit:g} minutes (--time-limit)"
     return None
 
@@ -155,10 +155,15 @@ def drops(history: History, config: Config) -> int:
 
 
 def score(entry: Record, config: TrainConfig) -> float:
-    """Higher is better; unequal for unequal epochs, because Ray keeps the checkpoints of the highest scores."""
+    """Higher is better; unequal for unequal epochs, because Ray keeps the checkpoints of the highest scores.
+
+    Where the validation images are learned from, they can choose no epoch: a later one counts as better.
+    """
     epoch: int = entry["epoch"]
     if epoch == 0:
         return -2e9
+    if config.train_on == "train_and_val":
+        return float(epoch)
     value = scores([entry], config)[0]
     return -1e9 - epoch if value is None else value - 1e-9 * epoch
 
@@ -179,7 +184,7 @@ def describe(entry: Record, config: Config) -> list[str]:
         f"{'val ' if i else ''}{name} {value:.3f}" for i, (name, value) in enumerate(shown) if value is not None
     )
     speed = f", {entry['images_per_second']:.0f} images/s" if entry["images_per_second"] else " (untrained network)"
-    head = f"epoch {entry['epoch']}/{config.train.epochs}"
+    head = f"epoch {entry['epoch']}/{config.train.last_epoch}"
     lines = [f"{head}: {numbers}{speed}"]
     if entry["collapse"]:
         lines.append(

@@ -57,7 +57,7 @@ def _facts(folder: RunFolder) -> Html:
             "Classes": ", ".join(folder.classes),
             "Data": f"{run['layout']} layout, {run['decoded']:,} images decoded",
             "Input": f"{config.decode.height} x {config.decode.width}",
-            "Checkpoint": f"epoch {run['best_epoch']} of {config.train.epochs}",
+            "Checkpoint": f"epoch {run['best_epoch']} of {config.train.last_epoch}",
             "Ran on": workers,
             "Took": duration(sum(run["seconds"].values())),
             "Started": f"{run['started'][:16].replace('T', ' ')} UTC",
@@ -196,11 +196,16 @@ def _interval_note(folder: RunFolder) -> str:
 
 def _training_note(folder: RunFolder) -> str:
     lead = "Epoch 0 is the untrained network. " if folder.history[0]["epoch"] == 0 else ""
-    best, monitor = folder.run["best_epoch"], folder.config.train.monitor.replace("_", " ")
-    level = " by patient" if folder.config.train.monitor_level == "patient" else ""
+    settings, best = folder.config.train, folder.run["best_epoch"]
+    level = " by patient" if settings.monitor_level == "patient" else ""
+    why = f"the best validation {settings.monitor.replace('_', ' ')}{level}."
+    if settings.train_on == "train_and_val":
+        why = "the last one. The validation images were learned from too, so their curves show what it has learned."
     stopped = folder.history[-1].get("stopped")
+    if stopped is None and settings.last_epoch < settings.epochs:
+        stopped = f"--stop-epoch {settings.stop_epoch}, of a schedule of {settings.epochs}"
     end = f" The training was stopped: {stopped}." if stopped else ""
-    return f"{lead}The checkpoint of epoch {best} was kept: the best validation {monitor}{level}.{end}"
+    return f"{lead}The checkpoint of epoch {best} was kept: {why}{end}"
 
 
 def _training(folder: RunFolder) -> Html:
@@ -211,9 +216,10 @@ def _training(folder: RunFolder) -> Html:
     best = folder.run["best_epoch"]
     loss = [line("validation", "l0", "val_loss"), line("training", "l1", "train_loss")]
     scores = [line("kappa", "l0", "val_kappa"), line("accuracy", "l1", "val_accuracy"), line("AUC", "l2", "val_auc")]
+    learned = "" if folder.config.train.train_on == "train" else " (validation images were learned from)"
     charts = (
-        line_chart("Loss", epochs, loss, best, False),
-        line_chart("Validation scores", epochs, scores, best, True),
+        line_chart("Loss" + learned, epochs, loss, best, False),
+        line_chart("Validation scores" + learned, epochs, scores, best, True),
     )
     return join([_collapse(folder), el("div", *charts, class_="two"), _history_table(folder)])
 

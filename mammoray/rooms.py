@@ -1,4 +1,4 @@
-"""How many CPUs a training worker may reserve."""
+"""How many CPUs a training worker may reserve, and how many workers have room by their GPUs."""
 
 from __future__ import annotations
 
@@ -16,16 +16,30 @@ _SHARES = tuple(n / 16 for n in range(16, 0, -1))
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """What a node has: CPUs, and places for workers, one a GPU; without limit where they need none."""
+    """What a node has: CPUs, and places for workers by its GPUs; without limit where they need none."""
 
     cpus: float
     places: float
 
 
-def nodes(use_gpu: bool) -> list[Node]:
-    """The living nodes of the cluster."""
+def nodes(gpus_each: float) -> list[Node]:
+    """The living nodes of the cluster, for workers with so many GPUs each; 0 for workers without."""
     found = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return [Node(have.get("CPU", 0.0), have.get("GPU", 0.0) if use_gpu else math.inf) for have in found]
+    return [Node(have.get("CPU", 0.0), places(have.get("GPU", 0.0), gpus_each)) for have in found]
+
+
+def places(gpus: float, each: float) -> float:
+    """Workers that a node's GPUs have room for; a fraction of a GPU is never put together from two of them.
+
+    Examples
+    --------
+    >>> places(4, 1), places(5, 2), places(2, 0.5), places(2, 0.6), places(1, 0.1), places(0, 0)
+    (4, 2, 4, 2, 10, inf)
+    """
+    if not each:
+        return math.inf
+    # 1 // 0.1 would be 9; Ray counts in ten-thousandths.
+    return int(gpus) * math.floor(1 / each + 1e-4) if each < 1 else int(gpus // each)
 
 
 def share(cluster: list[Node], scale: Scale) -> float | None:

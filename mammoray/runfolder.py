@@ -254,9 +254,10 @@ def _require_one_run(folder: RunFolder, outdir: Path) -> None:
     if missing:
         where = str(outdir / "predictions.parquet")
         raise RunFolderError(where, f"the columns {', '.join(wanted)}", f"none named {', '.join(missing)}", REMEDY)
-    if "val" not in folder.metrics["folds"]:
+    held = "val" if folder.config.train.train_on == "train" else "test"
+    if held not in folder.metrics["folds"]:
         found = ", ".join(folder.metrics["folds"]) or "none"
-        raise RunFolderError(f"{outdir / 'metrics.json'}: folds", "the fold val, and test", found, REMEDY)
+        raise RunFolderError(f"{outdir / 'metrics.json'}: folds", f"the fold {held}", found, REMEDY)
     for fold, levels in folder.metrics["folds"].items():
         for level, values in levels.items():
             where = f"{outdir / 'metrics.json'}"

@@ -114,19 +114,19 @@ def run(training: pd.DataFrame, batch: Arrays, config: Config, scale: Scale, say
     """
     config = by_heart(replace(config, sample=replace(config.sample, batch_size=len(batch["row"]))))
     state = model.build(config.model, config.loss.loss, config.classes, config.seed).state_dict()
-    needs = train.plan(scale).resources_per_worker
+    needs, cpus = train.plan(scale).resources_per_worker, scale.cpus_per_worker
     gpus, targets = needs.get("GPU", 0.0), learner.targets_of(training, config)
     own_board = board.open_board()
     with board.listening(own_board, say, lambda record: None):
         return cluster.run_with(
-            needs["CPU"], gpus, _on_worker, config, state, targets, batch, bool(gpus), own_board, STEPS
+            needs["CPU"], gpus, _on_worker, config, state, targets, batch, cpus, bool(gpus), own_board, STEPS
         )
 
 
 def _on_worker(
-    config: Config, state: Tensors, targets: Arrays, batch: Arrays, gpu: bool, own_board: Any, steps: int
+    config: Config, state: Tensors, targets: Arrays, batch: Arrays, cpus: float, gpu: bool, own_board: Any, steps: int
 ) -> Verdict:
-    learner.share_cores(1)
+    learner.share_cores(1, cpus)
     net = learner.blank(config)
     net.load_state_dict(state)
     own = learner.make(config, net, targets, torch.device("cuda" if gpu else "cpu"))

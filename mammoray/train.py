@@ -59,7 +59,8 @@ def fit(
     ----------
     rows : pandas.DataFrame
         ``image_id, patient_id, laterality, view, age, fold, target, shard, position``, one per decoded image, sorted
-        by ``image_id``; laterality, view and age only where the settings want them.
+        by ``image_id``; laterality, view and age only where the settings want them. An image may be in both folds,
+        as ``--train-on train_and_val`` wants it.
     split_digest : str
         Goes into every checkpoint.
     config, scale
@@ -98,6 +99,7 @@ def fit(
             "config": to_dict(config),
             "state": None if state is None else ray.put(state),
             "split_digest": split_digest,
+            "cpus": scale.cpus_per_worker,
             "board": own_board,
             "profile": str(outdir.resolve() / "profile") if config.train.profile else None,
         },
@@ -143,7 +145,7 @@ def _workers(scale: Scale) -> str:
 
 
 def _is_finished(history: History, config: Config) -> bool:
-    return bool(history[-1]["epoch"] == config.train.epochs or history[-1].get("stopped"))
+    return bool(history[-1]["epoch"] == config.train.last_epoch or history[-1].get("stopped"))
 
 
 def _follow(trainer: Any, own_board: Any, checkpoints: Path, say: Say) -> ray.train.Result:
@@ -237,14 +239,15 @@ def plan(scale: Scale) -> ray.train.ScalingConfig:
         The cluster has too little: Ray itself would wait for ever.
     """
     resources = ray.cluster_resources()
-    cpus, gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
+    cpus, gpus, each = resources.get("CPU", 0.0), resources.get("GPU", 0.0), scale.gpus_per_worker
     least = scale.min_workers or scale.num_workers
-    use_gpu = scale.gpu == "yes" or (scale.gpu == "auto" and gpus >= least)
-    if use_gpu and gpus < least:
-        raise ClusterError(
-            "the Ray cluster", f"{least} GPUs, one per worker", f"{gpus:g}", "Use fewer --num-workers, or --gpu no."
-        )
-    share = rooms.share(rooms.nodes(use_gpu), scale)
+    enough = sum(node.places for node in rooms.nodes(each)) >= least
+    use_gpu = scale.gpu == "yes" or (scale.gpu == "auto" and enough)
+    if use_gpu and not enough:
+        expected = f"GPUs for {least} workers, {each:g} each and those of one worker on one node"
+        remedy = "Use fewer --num-workers or --gpus-per-worker, or --gpu no."
+        raise ClusterError("the Ray cluster", expected, f"{gpus:g} GPUs", remedy)
+    share = rooms.share(rooms.nodes(each if use_gpu else 0.0), scale)
     if share is None:
         wanted = f"{scale.cpus_per_worker:g} CPUs for each of" if scale.cpus_per_worker else "CPUs for"
         raise ClusterError(
@@ -256,7 +259,7 @@ def plan(scale: Scale) -> ray.train.ScalingConfig:
     return ray.train.ScalingConfig(
         num_workers=(scale.min_workers, scale.num_workers) if scale.min_workers else scale.num_workers,
         use_gpu=use_gpu,
-        resources_per_worker={"CPU": share, **({"GPU": 1.0} if use_gpu else {})},
+        resources_per_worker={"CPU": share, **({"GPU": each} if use_gpu else {})},
         elastic_resize_monitor_interval_s=scale.resize_seconds,
     )
 

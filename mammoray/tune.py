@@ -108,7 +108,7 @@ def resources(search: TuneConfig, scale: Scale) -> tuple[int, Scale]:
         The cluster cannot run even one, or not as many as asked for: Ray itself would wait for ever.
     """
     use_gpu = bool(train.plan(scale).use_gpu)
-    nodes = rooms.nodes(use_gpu)
+    nodes = rooms.nodes(scale.gpus_per_worker if use_gpu else 0.0)
     least = rooms.share(nodes, scale) or 1.0
     most = int(rooms.room(nodes, least) // scale.num_workers)
     if use_gpu or scale.cpus_per_worker:
@@ -116,7 +116,7 @@ def resources(search: TuneConfig, scale: Scale) -> tuple[int, Scale]:
     else:
         at_once = search.trials_at_once or max(1, min(_AT_ONCE_ON_CPUS, most))
     workers = at_once * scale.num_workers
-    share = rooms.share(nodes, plain.replace(scale, num_workers=workers, min_workers=0))
+    share = rooms.share(nodes, Scale(num_workers=workers, cpus_per_worker=scale.cpus_per_worker))
     if share is None:
         raise ClusterError(
             "the Ray cluster",
@@ -124,7 +124,7 @@ def resources(search: TuneConfig, scale: Scale) -> tuple[int, Scale]:
             f"room for {most}",
             "Use fewer --trials-at-once, --num-workers or --cpus-per-worker.",
         )
-    whole = rooms.largest(nodes, workers) if not use_gpu and not scale.cpus_per_worker else None
+    whole = None if scale.cpus_per_worker else rooms.largest(nodes, workers)
     return at_once, plain.replace(scale, cpus_per_worker=whole or share, address=None)
 
 

@@ -1,3 +1,4 @@
+import math
 import re
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -57,6 +58,10 @@ def test_every_setting_has_a_description(kind: type[Any]) -> None:
         lambda: SplitConfig(test_patients="leave_out"),
         lambda: SampleConfig(batch_size=1),
         lambda: TrainConfig(epochs=0),
+        lambda: TrainConfig(epochs=3, stop_epoch=4),
+        lambda: TrainConfig(stop_epoch=-1),
+        lambda: TrainConfig(train_on="test"),  # type: ignore[arg-type]
+        lambda: TrainConfig(train_on="train_and_val", patience=3),
         lambda: TrainConfig(trackers=("paper",)),  # type: ignore[arg-type]
         lambda: OptimConfig(lr=0.0),
         lambda: OptimConfig(head_lr=0.0),
@@ -75,6 +80,11 @@ def test_every_setting_has_a_description(kind: type[Any]) -> None:
         lambda: ModelConfig(channels=2),  # type: ignore[arg-type]
         lambda: Scale(num_workers=0),
         lambda: Scale(num_workers=2, min_workers=3),
+        lambda: Scale(gpus_per_worker=0.0),
+        lambda: Scale(gpus_per_worker=1.5),
+        lambda: Scale(gpus_per_worker=math.inf),
+        lambda: Scale(gpus_per_worker=0.5, num_workers=2),
+        lambda: Scale(cpus_per_worker=math.inf),
         lambda: Config(sample=SampleConfig(sampler="balanced"), loss=LossConfig(class_weights="sqrt")),
         lambda: Config(model=ModelConfig(auxiliary=("laterality",))),
         lambda: Config(model=ModelConfig(auxiliary=("view",)), augment=AugmentConfig(mixup=0.2)),
@@ -88,3 +98,10 @@ def test_settings_out_of_range_are_errors(make: Any) -> None:
 def test_two_corrections_of_one_imbalance_are_allowed_where_they_are_meant() -> None:
     both = LossConfig(class_weights="sqrt", double_correction=True)
     assert Config(sample=SampleConfig(sampler="sqrt"), loss=both).loss == both
+
+
+def test_only_a_worker_without_company_can_share_a_gpu() -> None:
+    assert Scale(gpus_per_worker=0.25).gpus_per_worker == 0.25
+    assert Scale(gpus_per_worker=2.0, num_workers=2).gpus_per_worker == 2
+    with pytest.raises(ConfigError, match=r"--gpus-per-worker.*NCCL"):
+        Scale(gpus_per_worker=0.25, num_workers=2)

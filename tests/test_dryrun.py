@@ -39,9 +39,20 @@ def test_the_plan_states_true_numbers_and_writes_nothing(rsna: SynthSummary, tmp
     assert f"{model.parameters(learner.blank(config)):,} parameters" in facts["network"]
     assert facts["batch"].endswith("12 images, 6 on a worker, 3 at a time")
     steps = -(-counts["train"]["images"] // 12)
-    assert f"{steps} an epoch, {2 * steps} in 2 epochs" in facts["steps"]
+    assert f"{steps} an epoch of {counts['train']['images']} images, {2 * steps} in 2 epochs" in facts["steps"]
     assert "2, with 1 CPU each; the cluster has 1 node, 4 CPUs, 0 GPUs" in facts["workers"]
     assert not list(tmp_path.iterdir())
+
+
+def test_a_final_model_learns_from_the_validation_images_until_its_last_epoch(
+    rsna: SynthSummary, tmp_path: Path
+) -> None:
+    final = replace(SMALL.train, epochs=9, stop_epoch=1, train_on="train_and_val")
+    said = plan(rsna, tmp_path / "a", replace(SMALL, train=final))
+    data = catalog.build(rsna.csv, rsna.root)
+    counts = split.counts(split.make(data.rows, SMALL.split, "density", 0), data.rows)["folds"]
+    images = counts["train"]["images"] + counts["val"]["images"]
+    assert any(f"{-(-images // 12)} an epoch of {images} images, {-(-images // 12)} in 1 epoch" in one for one in said)
 
 
 def test_a_full_cache_is_recognised_and_stays_as_it_is(rsna: SynthSummary, prepared: Prepared, tmp_path: Path) -> None:

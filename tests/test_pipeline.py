@@ -1,14 +1,15 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 
-from mammoray import checkpoint, controller, pipeline, plain, split
+from mammoray import checkpoint, controller, optim, pipeline, plain, split, train
 from mammoray import config as configs
 from mammoray.config import Scale, SplitConfig
-from mammoray.errors import IngestError, MammorayError, ModelError, RunFolderError, SplitError
+from mammoray.errors import ConfigError, IngestError, MammorayError, ModelError, RunFolderError, SplitError
 from mammoray.plain import replace
 from mammoray.recipe import TrainConfig
 from mammoray.synth import SynthSummary
@@ -17,7 +18,7 @@ from tests.conftest import SMALL, FinishedRun
 pytestmark = pytest.mark.usefixtures("ray_session")
 
 
-def run(data: SynthSummary, outdir: Path, config: configs.Config = SMALL, workers: int = 1) -> dict[str, object]:
+def run(data: SynthSummary, outdir: Path, config: configs.Config = SMALL, workers: int = 1) -> dict[str, Any]:
     source = pipeline.Source(csv=data.csv, dicom_root=data.root, outdir=outdir)
     return pipeline.run(source, config, Scale(num_workers=workers), lambda line: None)
 
@@ -194,6 +195,57 @@ class TestBadInput:
     def test_a_missing_csv_is_an_error(self, copy: SynthSummary, tmp_path: Path) -> None:
         with pytest.raises(MammorayError, match="--csv"):
             run(replace(copy, csv=tmp_path / "none.csv"), tmp_path / "run")
+
+
+def test_a_final_model_learns_from_the_validation_patients_and_is_judged_on_the_test_patients_alone(
+    rsna: SynthSummary, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[pd.DataFrame] = []
+    fit = train.fit
+
+    def told(rows: pd.DataFrame, *rest: Any) -> train.Fitted:
+        seen.append(rows)
+        return fit(rows, *rest)
+
+    monkeypatch.setattr(train, "fit", told)
+    settings = replace(SMALL.train, epochs=3, stop_epoch=2, train_on="train_and_val", keep=2)
+    config, outdir = replace(SMALL, train=settings), tmp_path / "run"
+    metrics = run(rsna, outdir, config)
+    ids = pd.read_csv(outdir / "split.csv", dtype=str).groupby("fold")["image_id"].apply(sorted)
+    learned = seen[0].groupby("fold")["image_id"].apply(list)
+    assert learned["train"] == sorted([*ids["train"], *ids["val"]])
+    assert learned["val"] == ids["val"]
+    history = controller.read_history(outdir)
+    steps = -(-len(learned["train"]) // config.sample.batch_size)
+    rates = [optim.rate(config.optim, epoch * steps - 1, steps, 3, 0) for epoch in (1, 2)]
+    assert [record["lr"] for record in history] == [0.0, *rates]
+    assert checkpoint.read_card(outdir / "checkpoints" / "best").epoch == 2
+    assert checkpoint.read_card(outdir / "checkpoints" / "epoch-001").epoch == 1
+    predictions = pd.read_parquet(outdir / "predictions.parquet")
+    assert sorted(predictions["image_id"]) == ids["test"]
+    assert set(metrics["folds"]) == {"test"}
+    assert "learned from too" in pipeline.headline(metrics)[-1]
+    facts = json.loads((outdir / "run.json").read_text())
+    assert facts["best_epoch"] == 2
+    assert any("--train-on train_and_val" in limit for limit in facts["limits"])
+    page = (outdir / "report.html").read_text(encoding="utf-8")
+    assert "validation images were learned from" in page and "epoch 2 of 2" in page
+
+
+def test_a_final_model_without_test_patients_is_refused(irma: SynthSummary, tmp_path: Path) -> None:
+    settings = replace(SMALL.train, train_on="train_and_val")
+    with pytest.raises(ConfigError, match="test patients"):
+        run(irma, tmp_path / "run", replace(SMALL, split=SplitConfig(val_share=0.3), train=settings))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_setting_without_effect_is_told_before_anything_else(rsna: SynthSummary, tmp_path: Path) -> None:
+    said: list[str] = []
+    source = pipeline.Source(csv=tmp_path / "none.csv", dicom_root=rsna.root, outdir=tmp_path / "run")
+    config = replace(SMALL, sample=replace(SMALL.sample, alpha=0.5))
+    with pytest.raises(MammorayError, match="--csv"):
+        pipeline.run(source, config, Scale(), said.append)
+    assert said == ["note: --alpha has no effect: --sampler is natural"]
 
 
 def test_a_hold_out_without_a_test_set_is_judged_on_the_validation_patients_and_says_so(

@@ -120,6 +120,13 @@ class TestBest:
     def test_it_may_be_judged_by_patients(self) -> None:
         assert records.best_epoch(past(0.9, 0.1, 0.3, 0.5), TrainConfig(monitor_level="patient")) == 1
 
+    def test_it_is_the_last_where_the_validation_images_are_learned_from(self) -> None:
+        history = past(0.9, 0.8, 0.3, None, 0.5)
+        for monitor in ("kappa", "loss"):
+            settings = TrainConfig(train_on="train_and_val", monitor=monitor)
+            assert [records.best_epoch(history[:n], settings) for n in (2, 3, 4, 5)] == [1, 2, 3, 4]
+            assert len({records.score(entry, settings) for entry in history}) == 5
+
 
 class TestStopping:
     def stop(self, train: TrainConfig, *kappas: float, **changes: Any) -> str | None:
@@ -138,7 +145,8 @@ class TestStopping:
         # Each epoch takes 65 s; the untrained network's validation 65 s too.
         assert self.stop(TrainConfig(time_limit=4.0), 0.0, 0.1) is not None
         assert self.stop(TrainConfig(time_limit=5.0), 0.0, 0.1) is None
-        assert self.stop(TrainConfig(time_limit=4.0, epochs=2), 0.0, 0.1) is None, "the last epoch is no stop"
+        for last in (TrainConfig(time_limit=4.0, epochs=2), TrainConfig(time_limit=4.0, epochs=9, stop_epoch=2)):
+            assert self.stop(last, 0.0, 0.1) is None, "the last epoch is no stop"
 
     def test_a_collapse_stops_where_that_is_asked_for(self) -> None:
         rows = table()

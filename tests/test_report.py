@@ -365,3 +365,15 @@ def test_the_page_says_why_a_training_was_stopped(tmp_path: Path) -> None:
     last = {**json.loads(lines[-1]), "stopped": "no better kappa in 5 epochs (--patience)"}
     (outdir / "history.jsonl").write_text("\n".join([*lines[:-1], json.dumps(last)]) + "\n")
     assert "no better kappa in 5 epochs (--patience)" in write_report(outdir).read_text()
+
+
+def test_the_page_says_that_validation_images_were_learned_and_when_the_schedule_was_cut(run: Path) -> None:
+    edit_json(run / "metrics.json", lambda d: d["folds"].pop("val"))
+    predictions = pd.read_parquet(run / "predictions.parquet")
+    predictions[predictions["fold"] == "test"].to_parquet(run / "predictions.parquet")
+    (run / "config.toml").write_text('[train]\nepochs = 30\nstop_epoch = 20\ntrain_on = "train_and_val"\n')
+    page = report(run)
+    assert "The validation images were learned from too" in page.text
+    assert "--stop-epoch 20, of a schedule of 30" in page.text
+    assert "best validation" not in page.text
+    assert "that the network never saw" in page.text

@@ -42,3 +42,24 @@ def test_a_worker_wants_a_gpu_of_its_own_where_it_wants_one() -> None:
 def test_a_share_that_was_asked_for_is_taken_or_refused(share: float, fits: bool) -> None:
     got = rooms.share([Node(2, math.inf)] * 2, Scale(num_workers=2, cpus_per_worker=share))
     assert got == (share if fits else None)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "each", "fit"),
+    [(8, 1, 8), (8, 3, 2), (1, 2, 0), (0, 1, 0), (1, 0.25, 4), (3, 0.25, 12), (1, 0.3333, 3), (2, 0.7, 2), (0, 0.5, 0)],
+)
+def test_a_worker_has_the_gpus_of_one_node_or_a_part_of_one_gpu(gpus: int, each: float, fit: int) -> None:
+    assert rooms.places(gpus, each) == fit
+
+
+@pytest.mark.parametrize("parts", range(1, 41))
+def test_a_gpu_has_room_for_as_many_workers_as_the_parts_it_is_cut_into(parts: int) -> None:
+    # As Ray counts: in ten-thousandths.
+    each = 1 / parts
+    assert rooms.places(1, each) == parts == 10_000 // int(10_000 * each + 1e-6)
+
+
+def test_two_gpus_on_two_nodes_are_no_place_for_a_worker_with_two() -> None:
+    nodes = [Node(8, rooms.places(1, 2))] * 2
+    assert rooms.share(nodes, Scale(num_workers=1, gpus_per_worker=2)) is None
+    assert rooms.share([Node(8, rooms.places(2, 2))], Scale(num_workers=1, gpus_per_worker=2)) == 1

@@ -74,6 +74,15 @@ def test_wrong_content_is_named_by_its_place(run: Path, name: str, change: Calla
     assert caught.value.where == str(run / where)
 
 
+@pytest.mark.parametrize(("train_on", "fold"), [("train", "val"), ("train_and_val", "test")])
+def test_the_figures_of_the_patients_that_were_kept_apart_must_be_there(run: Path, train_on: str, fold: str) -> None:
+    (run / "config.toml").write_text(f'[train]\ntrain_on = "{train_on}"\n')
+    read_run(run)
+    edit_json(run / "metrics.json", lambda d: d["folds"].pop(fold))
+    with pytest.raises(RunFolderError, match=rf"metrics\.json: folds: expected the fold {fold}"):
+        read_run(run)
+
+
 def test_history_with_a_torn_line_is_named_by_line(run: Path) -> None:
     path = run / "history.jsonl"
     path.write_text(path.read_text()[:-30])

@@ -62,7 +62,7 @@ def test_the_exit_status_says_whether_the_first_batch_was_learnt_and_only_the_ca
 def test_the_batch_is_the_first_of_the_training(rsna: SynthSummary) -> None:
     data = catalog.build(rsna.csv, rsna.root)
     parts = split.make(data.rows, SMALL.split, "density", 0)
-    rows = pipeline._in_folds(data.rows, parts, SMALL)
+    rows = pipeline.in_folds(data.rows, parts, SMALL)
     training = rows[rows["fold"] == "train"].reset_index(drop=True)
     order = sanity.first_batch(training, SMALL)
     labels = class_index(training["label"], "density")
