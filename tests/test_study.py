@@ -21,7 +21,7 @@ def draw(trial: optuna.Trial) -> dict[str, Any]:
 
 
 def value(values: dict[str, Any]) -> float:
-    return -abs(values["lr"] - 2e-3) + (values["net"] == "b")
+    return float(-abs(values["lr"] - 2e-3) + (values["net"] == "b"))
 
 
 def opened(place: Path, config: TuneConfig) -> optuna.Study:

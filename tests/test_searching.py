@@ -1,0 +1,109 @@
+"""Between Ray Tune and the study: which trials go on, and how each is told."""
+
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from mammoray import study as studies
+from mammoray.config import Config, Scale, TuneConfig
+from mammoray.errors import ConfigError
+from mammoray.searching import StudySearch, Trials
+from mammoray.trial import Job
+
+BASE = Config()
+
+
+def job(trial: optuna.Trial) -> Job:
+    trial.suggest_float("lr", 1e-4, 1e-2)
+    where = Path("trials") / str(trial.number)
+    return Job(number=trial.number, folder=where, rows=where, folds=1, split_digest="", scale=Scale())
+
+
+def begun(folder: Path, begin: Any = job, left: int = 4, **settings: Any) -> Trials:
+    config = TuneConfig(**{"search": "random", "scheduler": "none", **settings})
+    study = studies.open_study(str(folder / "study.journal"), config, BASE)
+    studies.enqueue(study, [], {"lr": 1e-3})
+    return Trials(study, config, BASE, begin, [], left, lambda line: None)
+
+
+def message(value: float | None, step: int, collapse: str = "") -> dict[str, Any]:
+    return {"value": value, "step": step, "epoch": step, "epoch_seconds": 2.0, "collapse": collapse, "done": False}
+
+
+def test_a_collapsed_trial_is_ended_with_the_reason_and_the_default_is_not(tmp_path: Path) -> None:
+    trials = begun(tmp_path)
+    default, other = trials.next(), trials.next()
+    assert default and other
+    assert trials.hear(default.number, message(0.0, 3, "only class B"))
+    assert not trials.hear(other.number, message(0.0, 3, "only class B"))
+    trials.end(other.number, died=False)
+    trials.end(default.number, died=False)
+    first, second = trials.study.get_trials()
+    assert (first.state, second.state) == (TrialState.COMPLETE, TrialState.PRUNED)
+    assert second.user_attrs["reason"] == "collapsed: only class B"
+
+
+def test_collapse_ends_nothing_where_it_is_not_to(tmp_path: Path) -> None:
+    trials = begun(tmp_path, prune_collapsed=False)
+    for _ in range(2):
+        one = trials.next()
+        assert one and trials.hear(one.number, message(0.0, 3, "only class B"))
+
+
+def test_scores_that_fall_behind_end_a_trial_but_never_the_default(tmp_path: Path) -> None:
+    trials = begun(tmp_path, scheduler="asha", grace=1, reduction=2)
+    default, good, bad = (trials.next() for _ in range(3))
+    assert default and good and bad
+    assert trials.hear(good.number, message(0.9, 1))
+    assert not trials.hear(bad.number, message(0.1, 1))
+    assert trials.hear(default.number, message(0.0, 1))
+
+
+def test_a_trial_that_cannot_begin_is_told_as_failed_and_the_next_is_drawn(tmp_path: Path) -> None:
+    def begin(trial: optuna.Trial) -> Job:
+        if trial.number < 2:
+            raise ConfigError("--arch", "a network", "none", "Correct it.")
+        return job(trial)
+
+    trials = begun(tmp_path, begin, left=3)
+    search = StudySearch(trials)
+    given = search.suggest("x")
+    assert isinstance(given, dict)
+    assert given["job"].number == 2
+    assert [t.state.name for t in trials.study.get_trials()] == ["FAIL", "FAIL", "RUNNING"]
+    assert "expected a network" in trials.study.get_trials()[0].user_attrs["reason"]
+    assert search.suggest("y") == StudySearch.FINISHED
+
+
+@pytest.mark.parametrize(
+    ("messages", "died", "reason"),
+    [
+        ([message(0.5, 1)], True, "died"),
+        ([message(None, 1)], False, "undefined"),
+        ([message(0.5, 1), {"failed": "TrainError: a finite loss", "done": True}], False, "a finite loss"),
+    ],
+)
+def test_what_goes_wrong_is_a_failed_trial_with_its_reason(
+    messages: list[dict[str, Any]], died: bool, reason: str, tmp_path: Path
+) -> None:
+    trials = begun(tmp_path)
+    one = trials.next()
+    assert one
+    for each in messages:
+        trials.hear(one.number, each)
+    trials.end(one.number, died)
+    told = trials.study.get_trials()[0]
+    assert told.state == TrialState.FAIL
+    assert reason in told.user_attrs["reason"]
+
+
+def test_several_objectives_are_told_in_their_order(tmp_path: Path) -> None:
+    trials = begun(tmp_path, objectives=("seconds", "score"))
+    one = trials.next()
+    assert one
+    trials.hear(one.number, {**message(0.5, 1), "done": True})
+    trials.end(one.number, died=False)
+    assert trials.study.get_trials()[0].values == [2.0, 0.5]
