@@ -244,7 +244,7 @@ def plan(scale: Scale) -> ray.train.ScalingConfig:
     enough = sum(node.places for node in rooms.nodes(each)) >= least
     use_gpu = scale.gpu == "yes" or (scale.gpu == "auto" and enough)
     if use_gpu and not enough:
-        expected = f"GPUs for {least} workers, {each:g} each and those of one worker on one node"
+        expected = f"{each:g} GPU of one node for each of {least} workers"
         remedy = "Use fewer --num-workers or --gpus-per-worker, or --gpu no."
         raise ClusterError("the Ray cluster", expected, f"{gpus:g} GPUs", remedy)
     share = rooms.share(rooms.nodes(each if use_gpu else 0.0), scale)
