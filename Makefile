@@ -35,6 +35,7 @@ bench: setup
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python -W ignore benchmarks/train_ingest.py
 	$(BIN)/python -W ignore benchmarks/train.py
+	$(BIN)/python -W ignore benchmarks/tune.py
 	$(BIN)/python benchmarks/catalog.py
 	$(BIN)/python benchmarks/split.py
 	$(BIN)/python benchmarks/audit.py

@@ -24,7 +24,7 @@ from mammoray import study as studies
 from mammoray.config import Config, Scale, TuneConfig
 from mammoray.controller import read_history
 from mammoray.errors import ClusterError, ConfigError, RunFolderError
-from mammoray.pipeline import Source
+from mammoray.pipeline import Source, read_metrics
 from mammoray.plain import replace
 from mammoray.synth import SynthSummary
 from tests.conftest import SMALL, Prepared
@@ -152,6 +152,24 @@ class TestSearch:
         assert facts["best"] == searched.facts["best"]
         assert any("0 of 5 trials to run (5 are finished)" in line for line in said)
         assert trials_of(searched) == before
+
+    def test_the_best_is_trained_again_and_judged_on_test_patients_who_were_never_seen(
+        self, searched: Searched, prepared: Prepared
+    ) -> None:
+        settings = replace(searched.search, retrain_best=True)
+        outdir, said = searched.source.outdir, list[str]()
+        test = tune.run(searched.source, searched.space, searched.config, settings, Scale(), said.append)["test"]
+        predictions = pd.read_parquet(outdir / "best" / "predictions.parquet")
+        tested = set(prepared.rows.loc[prepared.rows["fold"] == "test", "patient_id"])
+        assert set(predictions["patient_id"]) == tested
+        best = searched.table().set_index("number").loc[searched.facts["best"]]
+        assert test["validation"] == pytest.approx(best["score"])
+        assert len(read_history(outdir / "best")) == best["epoch"] + 1
+        assert test["n"] == len(predictions)
+        judged = read_metrics(outdir / "best")["folds"]
+        assert list(judged) == ["test"]
+        assert test["test"] == judged["test"]["image"]["kappa"]["value"]
+        assert f"{test['test']:.3f}" in (outdir / "study.html").read_text(encoding="utf-8")
 
     def test_another_search_is_refused_in_its_folder(self, searched: Searched) -> None:
         other = replace(searched.config, seed=5)
