@@ -169,7 +169,7 @@ class TestSearch:
         judged = read_metrics(outdir / "best")["folds"]
         assert list(judged) == ["test"]
         assert test["test"] == judged["test"]["image"]["kappa"]["value"]
-        assert f"{test['test']:.3f}" in (outdir / "study.html").read_text(encoding="utf-8")
+        assert f"{test['test']:.4g}" in (outdir / "study.html").read_text(encoding="utf-8")
 
     def test_another_search_is_refused_in_its_folder(self, searched: Searched) -> None:
         other = replace(searched.config, seed=5)
