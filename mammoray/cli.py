@@ -298,7 +298,7 @@ def _resumed(folder: Path) -> TuneArgs:
         dicom_root=held["dicom_root"],
         csv=held["csv"],
         outdir=folder,
-        space=held["space"],
+        space=str(folder / held["space"]),
         settings=plain.load_toml(folder / "config.toml"),
         tune=plain.from_dict(TuneConfig, held["tune"]),
         scale=plain.from_dict(Scale, held["scale"]),

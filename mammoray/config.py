@@ -332,8 +332,8 @@ class TuneConfig:
     """Journal files, or database URLs, of earlier studies (#NAME behind them), whose finished trials the sampler is
     told."""
     study_storage: str | None = None
-    """URL of a database for the study, such as sqlite:////shared/study.db or that of a server, whose password belongs
-    in the environment of its driver. Default: study.journal in the output folder."""
+    """URL of a database for the study, such as sqlite:////shared/study.db or that of a server; its password belongs in
+    the environment of the database's driver (PGPASSWORD). Default: study.journal in the output folder."""
     study_name: str = "mammoray"
     """Name of the study in its storage."""
     retrain_best: bool = False
@@ -349,6 +349,9 @@ class TuneConfig:
         require_range(self, "trials_at_once", 0)
         once = len(set(self.objectives)) == len(self.objectives)
         require("score" in self.objectives and once, "objectives", "score, each at most once", self.objectives)
+        for flag, places in (("--study-storage", (self.study_storage or "",)), ("--warm-start", self.warm_start)):
+            for place in places:
+                require_no_secret(place, flag)
         ok = len(self.objectives) == 1 or self.scheduler == "none"
         require(ok, "scheduler", "none beside several --objectives", self.scheduler)
         ok = len(self.objectives) == 1 or self.search in ("tpe", "random", "gp")

@@ -60,7 +60,7 @@ def take(source: Source, space: str, config: Config, search: TuneConfig, scale: 
             "identity": identity,
             "csv": None if source.csv is None else str(source.csv),
             "dicom_root": str(source.dicom_root),
-            "space": spaces.copy(space, outdir),
+            "space": Path(spaces.copy(space, outdir)).name,
             "tune": plain.to_dict(search),
             "scale": plain.to_dict(scale),
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,9 @@ class Trials:
             return True
         value = message["value"]
         if value is not None and len(self.config.objectives) == 1:
-            trial.report(value, message["step"])
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # A trial that goes on after a loss may say a step again.
+                trial.report(value, message["step"])
         if number == studies.default_number(self.study):
             return True  # It runs to its end, as what all others are held against.
         if len(self.config.objectives) == 1 and trial.should_prune():

@@ -31,6 +31,7 @@ from mammoray.searching import StudyScheduler, StudySearch, Trials
 from mammoray.trial import SETTINGS, Job, Trial
 
 _AT_ONCE_ON_CPUS = 4
+_AGAIN = "The same command, or mammoray tune --resume, goes on from there."
 _MEMORY = 1  # A byte: what Ray Tune reserves for a trial's own process, as it has to be something.
 
 
@@ -79,9 +80,11 @@ def run(
         left = _prepare_study(study, draw, points, search, config, say)
         say(_plan(study, left, at_once, own_scale, search))
         begin = _Begin(draw, config, outdir, parts.digest, search, own_scale, larder)
-        _search(study, search, config, begin, at_once, left, outdir, say)
-        facts = results.facts(study, search, config, parts.digest)
-        results.write(outdir, study, search, config, facts)
+        try:
+            _search(study, search, config, begin, at_once, left, outdir, say)
+        finally:  # A search that is interrupted can be looked at, too.
+            facts = results.facts(study, search, config, parts.digest)
+            results.write(outdir, study, search, config, facts)
         if search.retrain_best and facts["best"] is not None:
             facts["test"] = results.retrain(source, facts["best"], config, scale, say)
             results.write(outdir, study, search, config, facts)
@@ -275,6 +278,8 @@ def _search(
     )
     tuner.fit()
     shutil.rmtree(folder, ignore_errors=True)
+    if trials.open or trials.left:  # Ray Tune takes an interrupt from the keyboard itself, and ends in peace.
+        raise InterruptedRunError("the search", "to be left alone", "an interrupt", _AGAIN)
 
 
 @contextmanager
@@ -282,8 +287,7 @@ def _on_sigterm() -> Iterator[None]:
     """Leave the search at a SIGTERM; all that it has is in the study's storage and in the trials' folders."""
 
     def leave(number: int, frame: FrameType | None) -> None:
-        remedy = "The same command, or mammoray tune --resume, goes on from there."
-        raise InterruptedRunError("the search", "to be left alone", "SIGTERM", remedy)
+        raise InterruptedRunError("the search", "to be left alone", "SIGTERM", _AGAIN)
 
     before = signal.signal(signal.SIGTERM, leave)
     try:

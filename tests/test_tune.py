@@ -266,7 +266,7 @@ def test_a_killed_trial_and_a_killed_driver_cost_only_what_was_under_way(
     words = ["--csv", rsna.csv, "--dicom-root", rsna.root, "--outdir", outdir, "--config", settings, "--space", space]
     flags = ["--num-trials", "3", "--trials-at-once", "1", "--scheduler", "none", "--search", "random"]
     process = start([*map(str, words), *flags], environment)
-    first, second = (outdir / "trials" / number for number in ("0000", "0001"))
+    first, second, third = (outdir / "trials" / number for number in ("0000", "0001", "0002"))
     until(lambda: len(read_history(first)) >= 2, process)
     for one in processes(process, "ray::.*[Tt]rial"):
         one.kill()
@@ -277,17 +277,25 @@ def test_a_killed_trial_and_a_killed_driver_cost_only_what_was_under_way(
             one.send_signal(signal.SIGKILL)
     process.wait()
     finished = [(r["train_loss"], r["val_loss"]) for r in read_history(first)]
+    asked = start(["--resume", str(outdir)], environment)
+    until(lambda: len(read_history(third)) >= 2, asked)
+    asked.send_signal(signal.SIGTERM)
+    said = asked.communicate(timeout=100)[0]
+    assert asked.returncode == 143, said
+    assert "stopped: the search" in said and "Traceback" not in said, said
+    assert "going on with trial 1" in said
+    assert "trial 0:" not in said, "what was finished is not repeated"
+    assert (outdir / "study.html").exists(), "it can be looked at before it is finished"
     again = start(["--resume", str(outdir)], environment)
     said = again.communicate(timeout=250)[0]
     assert again.returncode == 0, said
+    assert "going on with trial 2" in said
     table = pd.read_parquet(outdir / "trials.parquet")
     assert table["number"].tolist() == [0, 1, 2], said
     assert (table["state"] == "complete").all(), said
-    assert "going on with trial 1" in said
-    assert "trial 0:" not in said, "what was finished is not repeated"
     assert [(r["train_loss"], r["val_loss"]) for r in read_history(first)] == finished
     assert read_history(second)[: len(before)] == before
-    for folder in (first, second):
+    for folder in (first, second, third):
         own = plain.load_toml(folder / "config.toml")
         rows = pd.read_parquet(next(outdir.glob("rows-*.parquet")))
         undisturbed = train.fit(rows, "d", own, Scale(cpus_per_worker=2.0), tmp_path / folder.name, lambda line: None)
