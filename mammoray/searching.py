@@ -142,8 +142,11 @@ class StudySearch(Searcher):  # type: ignore[misc]
         return {"job": job}
 
     def on_trial_complete(self, trial_id: str, result: Message | None = None, error: bool = False) -> None:
-        """Pass on how a trial has ended."""
-        self.trials.end(self.numbers.pop(trial_id), error)
+        """Pass on how a trial has ended; its last message comes only here."""
+        number = self.numbers.pop(trial_id)
+        if result is not None and number not in self.trials.pruned:
+            self.trials.hear(number, result)
+        self.trials.end(number, error)
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the study's storage has everything."""

@@ -284,13 +284,19 @@ def _search(
 
 @contextmanager
 def _on_sigterm() -> Iterator[None]:
-    """Leave the search at a SIGTERM; all that it has is in the study's storage and in the trials' folders."""
+    """Leave the search at a SIGTERM, as at an interrupt from the keyboard, which Ray Tune waits for.
+
+    All that the search has is in the study's storage and in the trials' folders. The second SIGTERM kills.
+    """
 
     def leave(number: int, frame: FrameType | None) -> None:
-        raise InterruptedRunError("the search", "to be left alone", "SIGTERM", _AGAIN)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.raise_signal(signal.SIGINT)
 
     before = signal.signal(signal.SIGTERM, leave)
     try:
         yield
+    except KeyboardInterrupt:
+        raise InterruptedRunError("the search", "to be left alone", "an interrupt", _AGAIN) from None
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -100,6 +100,24 @@ def test_what_goes_wrong_is_a_failed_trial_with_its_reason(
     assert reason in told.user_attrs["reason"]
 
 
+@pytest.mark.parametrize(
+    ("last", "state", "reason"),
+    [
+        ({"failed": "TrainError: a finite loss", "done": True}, TrialState.FAIL, "TrainError: a finite loss"),
+        ({**message(0.5, 4), "finished": True, "done": True}, TrialState.COMPLETE, ""),
+    ],
+)
+def test_a_trial_whose_last_message_is_its_only_one_is_told_by_it(
+    last: dict[str, Any], state: TrialState, reason: str, tmp_path: Path
+) -> None:
+    trials = begun(tmp_path)
+    search = StudySearch(trials)
+    search.suggest("x")
+    search.on_trial_complete("x", last)
+    told = trials.study.get_trials()[0]
+    assert (told.state, told.user_attrs["reason"]) == (state, reason)
+
+
 def test_several_objectives_are_told_in_their_order(tmp_path: Path) -> None:
     trials = begun(tmp_path, objectives=("seconds", "score"))
     one = trials.next()
