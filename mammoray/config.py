@@ -310,11 +310,13 @@ class TuneConfig:
     1/--reduction so far. hyperband: brackets of asha with different graces. median: those below the median of the
     others at the same epoch. none: none."""
     grace: int = 2
-    """Epochs, or with --folds-per-trial folds, that every trial may run."""
+    """Epochs, or with --folds-per-trial folds, that every trial may run; a few times what networks need until they
+    predict more than one class."""
     reduction: int = 3
     """Of --scheduler asha and hyperband: one trial of so many goes on at each rung."""
     prune_collapsed: bool = True
-    """End a trial whose network has collapsed (--collapse-after and the thresholds beside it)."""
+    """End a trial whose network has collapsed in --grace epochs in a row (--collapse-after and the thresholds beside
+    it)."""
     objectives: tuple[Literal["score", "gflops", "seconds"], ...] = ("score",)
     """What is searched for. score: the monitored validation metric at its best epoch (--monitor, --monitor-level).
     gflops: the cost of predicting one image, counted. seconds: of a training epoch, measured. Beside several of them

@@ -51,6 +51,7 @@ class Trials:
         self.open: dict[int, optuna.Trial] = {}
         self.pruned: dict[int, str] = {}
         self.last: dict[int, Message] = {}
+        self.collapsed: dict[int, int] = {}
 
     def next(self) -> Job | None:
         """The next trial to run: one that was interrupted, or a new one; None where there are enough."""
@@ -84,8 +85,11 @@ class Trials:
             return True  # It runs to its end, as what all others are held against.
         if len(self.config.objectives) == 1 and trial.should_prune():
             self.pruned[number] = f"{self.config.scheduler}: after {message['step']} {self._steps()}"
-        if message["collapse"] and self.config.prune_collapsed:
-            self.pruned[number] = f"collapsed: {message['collapse']}"
+        self.collapsed[number] = self.collapsed.get(number, 0) + 1 if message["collapse"] else 0
+        if self.config.prune_collapsed and self.collapsed[number] >= self.config.grace:
+            self.pruned[number] = (
+                f"collapsed in {self.collapsed[number]} {self._steps()} in a row: {message['collapse']}"
+            )
         return number not in self.pruned
 
     def _steps(self) -> str:

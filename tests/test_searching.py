@@ -37,20 +37,21 @@ def test_a_collapsed_trial_is_ended_with_the_reason_and_the_default_is_not(tmp_p
     trials = begun(tmp_path)
     default, other = trials.next(), trials.next()
     assert default and other
-    assert trials.hear(default.number, message(0.0, 3, "only class B"))
-    assert not trials.hear(other.number, message(0.0, 3, "only class B"))
+    for step, collapse in enumerate(["", "only class B", "", "only class B", "only class B"], 1):
+        assert trials.hear(default.number, message(0.0, step, collapse))
+        assert trials.hear(other.number, message(0.0, step, collapse)) == (step < 5), "two epochs in a row"
     trials.end(other.number, died=False)
     trials.end(default.number, died=False)
     first, second = trials.study.get_trials()
     assert (first.state, second.state) == (TrialState.COMPLETE, TrialState.PRUNED)
-    assert second.user_attrs["reason"] == "collapsed: only class B"
+    assert second.user_attrs["reason"] == "collapsed in 2 epochs in a row: only class B"
 
 
 def test_collapse_ends_nothing_where_it_is_not_to(tmp_path: Path) -> None:
     trials = begun(tmp_path, prune_collapsed=False)
     for _ in range(2):
         one = trials.next()
-        assert one and trials.hear(one.number, message(0.0, 3, "only class B"))
+        assert one and all(trials.hear(one.number, message(0.0, step, "only class B")) for step in range(1, 9))
 
 
 def test_scores_that_fall_behind_end_a_trial_but_never_the_default(tmp_path: Path) -> None:
