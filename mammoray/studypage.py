@@ -22,8 +22,8 @@ from mammoray.markup import UNDEFINED, Html, el, join, number, table
 from mammoray.studyfigures import Objective, Section, finished, objectives, sections
 
 FIXED = (
-    "number", "state", "score", "epoch", "epochs", "seconds", "start_seconds", "images_per_second", "gflops", "reason",
-    "folder",
+    "number", "state", "score", "epoch", "epochs", "seconds", "epoch_seconds", "start_seconds", "images_per_second",
+    "gflops", "reason", "folder",
 )  # fmt: skip
 """Columns of trials.parquet that every study has; the others are the drawn settings, under their dotted names."""
 _STATES = ("complete", "pruned", "failed", "running", "waiting")
@@ -31,6 +31,7 @@ _TITLES = {
     "number": "Trial",
     "start_seconds": "Start, s",
     "seconds": "Seconds",
+    "epoch_seconds": "Epoch, s",
     "images_per_second": "Images/s",
     "gflops": "GFLOPs",
     "epoch": "Best epoch",
@@ -49,8 +50,8 @@ def render(study: optuna.Study, trials: pd.DataFrame, facts: Mapping[str, Any]) 
     facts : mapping
         ``title``, ``metric``, ``direction``, ``objectives`` (``[name, direction]`` each; may be empty where there is
         one, which is then the metric), ``sampler``, ``pruner``, ``best`` and ``default`` (numbers of trials, or None),
-        ``notes``, ``seed``, ``split_digest``, ``test`` (None, or ``validation``, ``test``, ``low``, ``high``, ``n``
-        and ``folder`` of the retrained model).
+        ``notes``, ``seed``, ``split_digest``, ``test`` (None, or ``metric``, which need not be the search's,
+        ``validation``, ``test``, ``low``, ``high``, ``n`` and ``folder`` of the retrained model).
     """
     named = facts["objectives"] or [[facts["metric"], facts["direction"]]]
     drawn = sections(study, named, facts["best"])
@@ -61,7 +62,7 @@ def render(study: optuna.Study, trials: pd.DataFrame, facts: Mapping[str, Any]) 
         "hashes": Html(" ".join(_hash(text) for text in (plotly, script))),
         "facts": _facts(trials, facts, objectives(named)),
         "best": _best(study, trials, facts, objectives(named)),
-        "test": _test(study, facts, objectives(named)[0]),
+        "test": _test(study, facts),
         "contents": _contents(drawn),
         "figures": join(_section(one) for one in drawn),
         "trials": _table(study, trials, facts, objectives(named)[0].maximize),
@@ -160,7 +161,7 @@ def _front(study: optuna.Study, every: Sequence[Objective]) -> Html:
     return el("div", made, class_="panel") if rows else Html("")
 
 
-def _test(study: optuna.Study, facts: Mapping[str, Any], one: Objective) -> Html:
+def _test(study: optuna.Study, facts: Mapping[str, Any]) -> Html:
     done = len(finished(study))
     if not done:
         return Html("")
@@ -178,7 +179,7 @@ def _test(study: optuna.Study, facts: Mapping[str, Any], one: Objective) -> Html
                 el("p", "The test patients have not been looked at: ", el("code", "--retrain-best"), " does it, once."),
             ]
         )
-    return join([*head, _fall(facts["test"], one), el("p", _folder(facts["test"]), class_="quiet foot")])
+    return join([*head, _fall(facts["test"]), el("p", _folder(facts["test"]), class_="quiet foot")])
 
 
 def _folder(test: Mapping[str, Any]) -> Html:
@@ -191,7 +192,7 @@ def _folder(test: Mapping[str, Any]) -> Html:
     )
 
 
-def _fall(test: Mapping[str, Any], one: Objective) -> Html:
+def _fall(test: Mapping[str, Any]) -> Html:
     low, high = test["low"], test["high"]
     between = UNDEFINED if low is None or high is None else f"{number(low, 4)} to {number(high, 4)}"
     change = test["test"] - test["validation"]
@@ -200,7 +201,7 @@ def _fall(test: Mapping[str, Any], one: Objective) -> Html:
         ["The same settings retrained, on the test patients", number(test["test"], 4), between, f"{test['n']:,}"],
         [f"It {'fell' if change < 0 else 'rose'} by", number(abs(change), 4), "", ""],
     ]
-    return el("div", table([one.name, "Score", "95\u00a0% interval", "n"], rows), class_="panel")
+    return el("div", table([test["metric"], "Score", "95\u00a0% interval", "n"], rows), class_="panel")
 
 
 # The body --------------------------------------------------------------------------------------------------------

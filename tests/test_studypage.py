@@ -18,7 +18,15 @@ from tests import studies
 from tests.browser import needs_chromium, see
 
 ODD = "<script>alert(1)</script>"
-TEST = {"validation": 0.8, "test": 0.7577, "low": 0.7, "high": 0.81, "n": 1212, "folder": "best/"}
+TEST = {
+    "metric": "kappa per image",
+    "validation": 0.8,
+    "test": 0.7577,
+    "low": 0.7,
+    "high": 0.81,
+    "n": 1212,
+    "folder": "best/",
+}
 
 
 class Page(HTMLParser):
@@ -115,6 +123,7 @@ def test_until_the_test_patients_are_looked_at_the_page_says_how(study: optuna.S
 def test_the_fall_from_validation_to_test_is_told(study: optuna.Study, changes: dict[str, Any], words: str) -> None:
     text = Page(render(study, test={**TEST, **changes})).text
     assert words in text
+    assert "kappa per image" in text, "which need not be what was searched for"
     assert "have not been looked at" not in text
 
 
