@@ -13,7 +13,7 @@ import torch
 from optuna.trial import FrozenTrial, TrialState
 from torch.utils.flop_counter import FlopCounterMode
 
-from mammoray import learner, pipeline, plain, prepare, studypage
+from mammoray import learner, pipeline, plain, prepare, records, studypage
 from mammoray import study as studies
 from mammoray.config import Config, Scale, TuneConfig
 from mammoray.controller import read_history
@@ -38,7 +38,7 @@ def gflops(config: Config) -> float:
     return round(float(counter.get_total_flops()) / 1e9, 6)
 
 
-def table(study: optuna.Study, search: TuneConfig, outdir: Path) -> pd.DataFrame:
+def table(study: optuna.Study, search: TuneConfig) -> pd.DataFrame:
     """A row for each trial of the study's own, the content of trials.parquet.
 
     Returns
@@ -104,7 +104,7 @@ def write(outdir: Path, study: optuna.Study, search: TuneConfig, config: Config,
     known : dict
         Of :func:`facts`.
     """
-    trials = table(study, search, outdir)
+    trials = table(study, search)
     for row in trials[trials["state"] == "pruned"].itertuples():
         for folder in (outdir / row.folder).glob("**/checkpoints"):
             shutil.rmtree(folder, ignore_errors=True)
@@ -130,8 +130,6 @@ def retrain(source: Source, number: int, base: Config, scale: Scale, say: Say) -
     own = trial_folder(source.outdir, number)
     config = plain.load_toml(own / SETTINGS)
     histories = [read_history(folder) for folder in (own, *sorted(own.glob("fold-*"))) if read_history(folder)]
-    from mammoray import records  # noqa: PLC0415
-
     best = [records.best_epoch(history, config.train) for history in histories]
     epoch = max(1, round(float(np.mean(best))))
     say(f"best: trial {number}, trained again on training and validation patients for {epoch} epochs")
