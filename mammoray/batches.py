@@ -21,7 +21,7 @@ from mammoray.cache import load_pixels
 from mammoray.config import DecodeConfig
 
 Batch = dict[str, npt.NDArray[Any]]
-# One thread reads as fast as a network on a GPU learns; the second goes on while a disk lets the first wait.
+# From the page cache one reads as fast (docs/log.md); the second is there for disks that let the first wait.
 _THREADS = 2
 _AHEAD = 8  # Batches, unless they are large.
 _AHEAD_BYTES = 256 * 2**20

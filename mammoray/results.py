@@ -116,7 +116,8 @@ def write(outdir: Path, study: optuna.Study, search: TuneConfig, config: Config,
         (outdir / "best.toml").write_text(
             f"# Trial {known['best']} of a search, the best one.\n{text}", encoding="utf-8"
         )
-    (outdir / "study.html").write_text(studypage.render(study, trials, known), encoding="utf-8")
+    # The page's policy knows its scripts by their digests: their line ends must stay.
+    (outdir / "study.html").write_text(studypage.render(study, trials, known), encoding="utf-8", newline="\n")
 
 
 def retrain(source: Source, number: int, base: Config, scale: Scale, say: Say) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from ray import tune
 from mammoray import plain, records
 from mammoray.config import Config, Scale
 from mammoray.controller import read_history
-from mammoray.errors import InterruptedRunError, MammorayError
+from mammoray.errors import MammorayError
 
 Tell = Callable[[dict[str, Any]], None]
 SETTINGS = "config.toml"
@@ -78,7 +78,7 @@ class _Standing:
             "epochs": sum(len(history) - 1 for history in trained),
             "collapse": "; ".join(last["collapse"]),
             "seconds": sum(r["seconds"] + r["val_seconds"] for history in self.histories for r in history),
-            "epoch_seconds": sorted(r["seconds"] for history in trained for r in history[1:])[0],
+            "epoch_seconds": min(r["seconds"] for history in trained for r in history[1:]),
             "images_per_second": max(r["images_per_second"] for history in trained for r in history[1:]),
         }
 
@@ -149,8 +149,6 @@ class Trial(tune.Trainable):  # type: ignore[misc]
         tell, stop = self.messages.put, self.stop_asked
         try:
             work(job, tell, stop)
-        except InterruptedRunError:
-            tell({"interrupted": True})
         except MammorayError as error:
             tell({"failed": f"{type(error).__name__}: {error}"})
         except Exception as error:  # It goes on with the other trials, and says what happened.
@@ -160,9 +158,9 @@ class Trial(tune.Trainable):  # type: ignore[misc]
     def step(self) -> dict[str, Any]:
         """The next message; the last one says so."""
         message = self.messages.get()
-        return {**message, "done": bool(message.keys() & {"failed", "finished", "interrupted"})}
+        return {**message, "done": bool(message.keys() & {"failed", "finished"})}
 
     def cleanup(self) -> None:
-        """Stop the training, and wait until its workers have gone."""
+        """Stop the training, and wait until its workers have gone; nobody hears its last message."""
         self.stop_asked.set()
         self.thread.join()

@@ -53,7 +53,7 @@ def run(
     Returns
     -------
     dict
-        As of :func:`mammoray.results.write`.
+        As of :func:`mammoray.results.facts`.
 
     Raises
     ------
@@ -76,10 +76,10 @@ def run(
     study = studies.open_study(search.study_storage or str(outdir / studies.JOURNAL), search, config)
     with cluster.connect(scale.address), _on_sigterm():
         at_once, own_scale = resources(search, scale)
-        larder = _Larder(source, config, search, data, parts, say)
+        sizes = _RowsBySize(source, config, search, data, parts, say)
         left = _prepare_study(study, draw, points, search, config, say)
         say(_plan(study, left, at_once, own_scale, search))
-        begin = _Begin(draw, config, outdir, parts.digest, search, own_scale, larder)
+        begin = _Begin(draw, config, outdir, parts.digest, search, own_scale, sizes)
         try:
             _search(study, search, config, begin, at_once, left, outdir, say)
         finally:  # A search that is interrupted can be looked at, too.
@@ -144,7 +144,7 @@ def _plan(study: optuna.Study, left: int, at_once: int, scale: Scale, search: Tu
 # The trials ---------------------------------------------------------------------------------------------------------
 
 
-class _Larder:
+class _RowsBySize:
     """Decoded rows of training and validation for each size of images, decoded when first asked for."""
 
     def __init__(
@@ -190,7 +190,7 @@ class _Begin:
     split_digest: str
     search: TuneConfig
     scale: Scale
-    larder: _Larder
+    sizes: _RowsBySize
 
     def __call__(self, trial: optuna.Trial) -> Job:
         """What the trial's process is to do."""
@@ -208,7 +208,7 @@ class _Begin:
         return Job(
             number=number,
             folder=results.trial_folder(self.outdir, number).absolute(),
-            rows=self.larder.rows(config.decode).absolute(),
+            rows=self.sizes.rows(config.decode).absolute(),
             folds=self.search.folds_per_trial,
             split_digest=self.split_digest,
             scale=self.scale,
