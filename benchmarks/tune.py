@@ -128,6 +128,7 @@ def searched(folder: Path, common: list[object]) -> None:
     """A search, interrupted."""
     outdir = folder / "search"
     words = ["tune", *common, "--space", folder / "space.toml", "--outdir", outdir, "--num-trials", 12]
+    words += ["--grace", 3, "--reduction", 2]
     first = Command(*words)
     first.kill(lambda: len(list(outdir.glob("trials/*/history.jsonl"))) >= 6)
     before = sorted(line for _, line in first.lines if line.startswith("trial "))

@@ -305,10 +305,11 @@ class TuneConfig:
     search: Literal["tpe", "random", "cmaes", "gp"] = "tpe"
     """Which settings to try next. tpe: by densities of good and bad trials, for most searches. gp: a Gaussian process,
     for a few dozen trials of few settings. cmaes: for hundreds of trials of many numbers. random: none of it."""
-    scheduler: Literal["asha", "hyperband", "median", "none"] = "asha"
+    scheduler: Literal["asha", "hyperband", "median", "pbt", "none"] = "asha"
     """Which trials to end early. asha: after --grace epochs, and each --reduction times as many, all but the best
     1/--reduction so far. hyperband: brackets of asha with different graces. median: those below the median of the
-    others at the same epoch. none: none."""
+    others at the same epoch. pbt: a population that trains in generations of --grace epochs, in which the worst go on
+    from the best with changed numbers; --num-trials counts members times generations. none: none."""
     grace: int = 2
     """Epochs, or with --folds-per-trial folds, that every trial may run; a few times what networks need until they
     predict more than one class."""

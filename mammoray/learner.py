@@ -24,7 +24,7 @@ import torch.distributed as dist
 from timm.layers import convert_sync_batchnorm
 from timm.utils import ModelEmaV3
 
-from mammoray import augment, freezing, losses, model, optim, sample, tasks
+from mammoray import augment, changes, freezing, losses, model, optim, sample, tasks
 from mammoray.config import Config
 from mammoray.errors import ConfigError, ModelError
 from mammoray.model import DENSITY, DensityNet, Tensors
@@ -38,6 +38,7 @@ class Learner:
     """What a worker holds while it trains."""
 
     config: Config
+    """Of the present epoch."""
     net: DensityNet
     wrapped: torch.nn.Module
     """The network that gradients go through: ``net``, or DDP around it."""
@@ -164,7 +165,9 @@ def share_cores(workers: int, cpus: float = 0.0) -> None:
 
 
 def begin_epoch(learner: Learner, epoch: int) -> None:
-    """Set which weights learn in this epoch; DDP is made anew where they change."""
+    """Set which weights learn in this epoch, and by which settings; DDP is made anew where the weights change."""
+    learner.config = changes.at(learner.config, epoch)
+    optim.set_decay(learner.optimizer, learner.config.optim.weight_decay)
     changed = freezing.apply(learner.net, learner.config.optim, epoch)
     if changed or learner.wrapped is learner.net:
         learner.wrapped = learner.net  # Frees the old one, whose hooks would go on averaging.

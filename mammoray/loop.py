@@ -23,7 +23,7 @@ import ray.train.torch
 import torch
 import torch.distributed as dist
 
-from mammoray import checkpoint, learner, optim, profiling, records, sample, shortage
+from mammoray import changes, checkpoint, learner, optim, profiling, records, sample, shortage
 from mammoray.batches import Batch, Shard
 from mammoray.config import Config
 from mammoray.errors import MammorayError, TrainError
@@ -66,8 +66,8 @@ def run(loop: dict[str, Any]) -> None:
     ----------
     loop : dict
         ``config`` (as of ``to_dict``), ``state`` (object reference of the initial weights, or None to take a
-        checkpoint's), ``split_digest``, ``cpus`` (that were asked for each worker, or 0), ``board`` (actor of
-        ``train``), ``profile`` (folder, or None).
+        checkpoint's), ``start`` (folder of the checkpoint to begin with, or None), ``split_digest``, ``cpus`` (that
+        were asked for each worker, or 0), ``board`` (actor of ``train``), ``profile`` (folder, or None).
     """
     board = loop["board"]
     try:
@@ -109,9 +109,12 @@ def _start(loop: dict[str, Any]) -> tuple[_Run, Progress]:
     own = learner.make(config, net, learner.targets_of(train.table, config), device, rank, workers)
     facts = {"classes": config.classes, "decode": config.decode, "split_digest": loop["split_digest"]}
     progress = Progress()
+    wanted = {**facts, "model": config.model, "loss": config.loss.loss}
     if (latest := ray.train.get_checkpoint()) is not None:
         with latest.as_directory() as folder:
-            progress = _resume(own, Path(folder), {**facts, "model": config.model, "loss": config.loss.loss})
+            progress = _resume(own, Path(folder), wanted)
+    elif loop["start"] is not None:
+        progress = _resume(own, Path(loop["start"]), wanted)
     elif given is None:
         raise TrainError(
             "checkpoints/", "a checkpoint of the epochs in history.jsonl", "none", "Choose another --outdir."
@@ -146,8 +149,12 @@ def _resume(own: Learner, folder: Path, wanted: dict[str, Any]) -> Progress:
 def _batches(run: _Run, progress: Progress, epochs: list[int]) -> Iterator[Batch]:
     """This worker's part of every batch from where the training stands to its end."""
     sampling, labels = run.config.sample, run.train.table["target"].to_numpy()
-    weights = sample.row_weights(labels, run.train.table["patient_id"].to_numpy(dtype=object), sampling)
-    orders = [sample.epoch_order(labels, weights, sampling.batch_size, run.config.seed, epoch) for epoch in epochs]
+    patients = run.train.table["patient_id"].to_numpy(dtype=object)
+    weights = [sample.row_weights(labels, patients, changes.at(run.config, epoch).sample) for epoch in epochs]
+    orders = [
+        sample.epoch_order(labels, own, sampling.batch_size, run.config.seed, epoch)
+        for epoch, own in zip(epochs, weights, strict=True)
+    ]
     order = np.concatenate(orders)[progress.step * sampling.batch_size :] if orders else np.empty(0, dtype=np.int64)
     own = run.learner
     mine = sample.part(sampling.batch_size, own.workers, own.rank, own.unit)
@@ -159,8 +166,9 @@ def _batches(run: _Run, progress: Progress, epochs: list[int]) -> Iterator[Batch
 
 def _train_epoch(run: _Run, progress: Progress, batches: Iterator[Batch], epoch: int) -> bool:
     """All steps that the epoch still has; False when the run was told to stop."""
-    own, config = run.learner, run.config
+    own = run.learner
     learner.begin_epoch(own, epoch)
+    config = own.config
     progress.epoch = epoch
     drops = records.drops(progress.history, config)
     before: _Done | None = None
@@ -262,7 +270,7 @@ def _gather(run: _Run, value: Any) -> list[Any]:
 
 def _validate(run: _Run, progress: Progress, epoch: int) -> None:
     """Judge the network, write the epoch down, and make its checkpoint."""
-    own, config = run.learner, run.config
+    own, config = run.learner, run.learner.config
     began = time.monotonic()
     learner.end_epoch(own)
     own.judged.eval()

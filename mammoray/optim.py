@@ -109,6 +109,12 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
         group["lr"] = rate * group["lr_scale"]
 
 
+def set_decay(optimizer: torch.optim.Optimizer, decay: float) -> None:
+    """Give each group that decays the weight decay ``decay``."""
+    for group in optimizer.param_groups:
+        group["weight_decay"] = decay if group["weight_decay"] else 0.0
+
+
 def rate(config: OptimConfig, step: int, steps_per_epoch: int, epochs: int, drops: int) -> float:
     """Learning rate of a step: linear warm-up to the peak, and from there as ``--schedule`` says.
 

@@ -266,6 +266,10 @@ class TrainConfig:
     """Passes over the training rows."""
     stop_epoch: int = 0
     """End after this epoch, with the learning rates that a training of --epochs has until there; 0: after --epochs."""
+    changes: tuple[str, ...] = ()
+    """Numbers that change between epochs, such as "6: optim.lr = 0.0003", which holds from epoch 6 on: learning rate,
+    weight decay, clipping, alpha, the amounts of augmentation, those of the loss. Population-based searches find
+    them."""
     train_on: Literal["train", "train_and_val"] = "train"
     """train_and_val: the validation patients are learned from as well, for a final model whose settings are known.
     Nothing then chooses the epoch, so the last one is kept; the validation figures are of images that were learned;

@@ -18,6 +18,7 @@ from mammoray import study as studies
 from mammoray.config import Config, Scale, TuneConfig
 from mammoray.controller import read_history
 from mammoray.pipeline import Say, Source
+from mammoray.population import PARENT
 from mammoray.trial import SETTINGS
 
 _STATES = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
@@ -46,7 +47,8 @@ def table(study: optuna.Study, search: TuneConfig) -> pd.DataFrame:
     pandas.DataFrame
         ``number``, ``state`` (complete, pruned, failed, running), ``score`` (of a pruned trial its last value),
         ``epoch`` (the best), ``epochs``, ``seconds``, ``epoch_seconds``, ``start_seconds`` (until the first batch),
-        ``images_per_second``, ``gflops``, ``reason``, ``folder``, and each drawn parameter.
+        ``images_per_second``, ``gflops``, ``reason``, ``folder``, of a population ``parent`` (the trial that it went on
+        from), and each drawn parameter.
     """
     trials = [
         t for t in study.get_trials(deepcopy=False) if not studies.is_foreign(t) and t.state != TrialState.WAITING
@@ -60,11 +62,13 @@ def table(study: optuna.Study, search: TuneConfig) -> pd.DataFrame:
             **{name: trial.user_attrs.get(name) for name in _FACTS},
             "reason": trial.user_attrs.get("reason", ""),
             "folder": str(trial_folder(Path(), trial.number)),
+            **({PARENT: trial.user_attrs[PARENT]} if PARENT in trial.user_attrs else {}),
             **{name: trial.params.get(name) for name in names},
         }
         for trial in trials
     ]
-    columns = ["number", "state", "score", *_FACTS, "reason", "folder", *names]
+    kin = [PARENT] if any(PARENT in row for row in rows) else []
+    columns = ["number", "state", "score", *_FACTS, "reason", "folder", *kin, *names]
     frame = pd.DataFrame(rows, columns=columns)
     return frame.astype(dict.fromkeys(("score", *_FACTS), "float64"))
 

@@ -15,6 +15,7 @@ from ray.tune.search import Searcher
 from mammoray import study as studies
 from mammoray.config import Config, TuneConfig
 from mammoray.errors import MammorayError
+from mammoray.population import Population
 from mammoray.trial import Job
 
 Say = Callable[[str], None]
@@ -34,6 +35,8 @@ class Trials:
         Trials of an interrupted search, to go on with first.
     left : int
         New trials to run besides.
+    population : Population
+        What they are members of, or None.
     """
 
     def __init__(
@@ -45,23 +48,32 @@ class Trials:
         begun: list[tuple[FrozenTrial, Job]],
         left: int,
         say: Say,
+        population: Population | None = None,
     ) -> None:
         self.study, self.config, self.base, self.begin, self.begun, self.say = study, config, base, begin, begun, say
-        self.left = left
+        self.left, self.population = left, population
         self.open: dict[int, optuna.Trial] = {}
         self.pruned: dict[int, str] = {}
         self.last: dict[int, Message] = {}
         self.collapsed: dict[int, int] = {}
 
     def next(self) -> Job | None:
-        """The next trial to run: one that was interrupted, or a new one; None where there are enough."""
+        """The next trial to run: one that was interrupted, or a new one; None where there is none yet, or no more."""
         if self.begun:
             frozen, job = self.begun.pop(0)
             self.open[job.number] = studies.again(self.study, frozen.number)
             return job
         while self.left:
+            if self.population and not self.population.ready():
+                # Nothing that is under way can bring a member to its end: the population has died out.
+                self.left = self.left if self.open else 0
+                return None
             self.left -= 1
-            trial = studies.ask(self.study, self.config, self.base.seed)
+            trial = (
+                self.population.ask(self.config)
+                if self.population
+                else studies.ask(self.study, self.config, self.base.seed)
+            )
             self.open[trial.number] = trial
             try:
                 return self.begin(trial)
@@ -81,7 +93,7 @@ class Trials:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)  # A trial that goes on after a loss may say a step again.
                 trial.report(value, message["step"])
-        if number == studies.default_number(self.study):
+        if studies.is_default(trial):
             return True  # It runs to its end, as what all others are held against.
         if len(self.config.objectives) == 1 and trial.should_prune():
             self.pruned[number] = f"{self.config.scheduler}: after {message['step']} {self._steps()}"
@@ -137,11 +149,11 @@ class StudySearch(Searcher):  # type: ignore[misc]
         self.trials = trials
         self.numbers: dict[str, int] = {}
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str:
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """What a trial's process is given."""
         job = self.trials.next()
         if job is None:
-            return str(self.FINISHED)
+            return None if self.trials.left else str(self.FINISHED)
         self.numbers[trial_id] = job.number
         return {"job": job}
 

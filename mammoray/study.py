@@ -118,12 +118,17 @@ def again(study: optuna.Study, number: int) -> optuna.Trial:
     return optuna.Trial(study, study.get_trials(deepcopy=False)[number]._trial_id)
 
 
-def enqueue(study: optuna.Study, points: list[dict[str, Any]], default: dict[str, Any] | None) -> None:
-    """Make known points the first trials of a new study; the default, where there is one, before all others."""
+def enqueue(
+    study: optuna.Study,
+    points: list[dict[str, Any]],
+    default: dict[str, Any] | None,
+    attributes: dict[str, Any] | None = None,
+) -> None:
+    """Make known points the next trials of a study; the default, where there is one, before all others."""
     if default is not None:
-        study.enqueue_trial(default, user_attrs={_DEFAULT: True})
+        study.enqueue_trial(default, user_attrs={**(attributes or {}), _DEFAULT: True})
     for point in points:
-        study.enqueue_trial(point)
+        study.enqueue_trial(point, user_attrs=attributes)
 
 
 def adopt(study: optuna.Study, place: str) -> int:
@@ -185,9 +190,16 @@ def interrupted(study: optuna.Study, is_begun: Callable[[int], bool]) -> list[Fr
     return [trial for trial in running if is_begun(trial.number)]
 
 
+def is_default(trial: FrozenTrial | optuna.Trial) -> bool:
+    """Whether its settings are those of the search themselves."""
+    return bool(trial.user_attrs.get(_DEFAULT))
+
+
 def default_number(study: optuna.Study) -> int | None:
-    """Number of the trial that is the settings of the search themselves."""
-    return next((t.number for t in study.get_trials(deepcopy=False) if t.user_attrs.get(_DEFAULT)), None)
+    """Number of the trial that is the settings of the search themselves; of a population, its last generation yet."""
+    every = [t for t in study.get_trials(deepcopy=False) if is_default(t)]
+    done = [t.number for t in every if t.state == TrialState.COMPLETE]
+    return done[-1] if done else every[0].number if every else None
 
 
 def best_number(study: optuna.Study, config: TuneConfig, base: Config) -> int | None:

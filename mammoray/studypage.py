@@ -23,9 +23,10 @@ from mammoray.studyfigures import Objective, Section, finished, objectives, sect
 
 FIXED = (
     "number", "state", "score", "epoch", "epochs", "seconds", "epoch_seconds", "start_seconds", "images_per_second",
-    "gflops", "reason", "folder",
+    "gflops", "reason", "folder", "parent",
 )  # fmt: skip
-"""Columns of trials.parquet that every study has; the others are the drawn settings, under their dotted names."""
+"""Columns of trials.parquet that every study has, the parent only a population; the others are the drawn settings,
+under their dotted names."""
 _STATES = ("complete", "pruned", "failed", "running", "waiting")
 _TITLES = {
     "number": "Trial",

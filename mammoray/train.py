@@ -17,7 +17,7 @@ import ray.train
 import ray.train.torch
 from ray.exceptions import RayActorError
 
-from mammoray import board, checkpoint, controller, learner, model, records, rooms, shortage, tasks, trackers
+from mammoray import board, changes, checkpoint, controller, learner, model, records, rooms, shortage, tasks, trackers
 from mammoray.batches import ShardConfig
 from mammoray.config import Config, Scale
 from mammoray.controller import read_history, write_history
@@ -50,6 +50,7 @@ def fit(
     say: Say,
     log: board.Log | None = None,
     stop: threading.Event | None = None,
+    start: Path | None = None,
 ) -> Fitted:
     """Train on the rows of fold ``train``, choose the best epoch on fold ``val``.
 
@@ -74,6 +75,8 @@ def fit(
         Gets the record of each epoch, as it stands in history.jsonl, soon after the epoch.
     stop : threading.Event
         When it is set, the training makes a checkpoint and ends as by SIGTERM.
+    start : Path
+        Folder ``checkpoints/last`` of another training, finished, to go on from with its history.
 
     Raises
     ------
@@ -88,7 +91,7 @@ def fit(
     history = read_history(outdir)
     if history and _is_finished(history, config) and not (checkpoints / _RAY_FOLDER).exists():
         return Fitted(history=history, best=checkpoints / "best", last=checkpoints / "last")
-    scaling, state = check(config, scale, outdir)
+    scaling, state = check(config, scale, outdir, start)
     tasks.check(rows[rows["fold"] == "train"], config.model.auxiliary)
     say(f"train: {_workers(scale)} on {'GPUs' if scaling.use_gpu else 'CPUs'}")
     os.environ.setdefault(*_LOOKS)
@@ -98,6 +101,7 @@ def fit(
         train_loop_config={
             "config": to_dict(config),
             "state": None if state is None else ray.put(state),
+            "start": None if start is None else str(start.resolve()),
             "split_digest": split_digest,
             "cpus": scale.cpus_per_worker,
             "board": own_board,
@@ -119,7 +123,7 @@ def fit(
     with tracking(split_digest, config, scale, outdir, say) as following:
         with board.listening(own_board, say, _both(following.log, log), stop):
             result = _follow(trainer, own_board, checkpoints, say)
-        fitted = _finish(result, checkpoints, config, outdir)
+        fitted = _finish(result, checkpoints, config, outdir, start)
         following.close({name: fitted.history[-1][name] for name in ("val_kappa", "val_accuracy", "val_loss")})
     return fitted
 
@@ -168,7 +172,7 @@ def _follow(trainer: Any, own_board: Any, checkpoints: Path, say: Say) -> ray.tr
     return result
 
 
-def _finish(result: ray.train.Result, checkpoints: Path, config: Config, outdir: Path) -> Fitted:
+def _finish(result: ray.train.Result, checkpoints: Path, config: Config, outdir: Path, start: Path | None) -> Fitted:
     """Put the checkpoints where people find them, and write the history down for good."""
     try:
         # The newest checkpoint knows all epochs; a kill just before history.jsonl is written can cost that file one.
@@ -179,7 +183,9 @@ def _finish(result: ray.train.Result, checkpoints: Path, config: Config, outdir:
         # Ray keeps the checkpoints of the highest scores and the latest one; they may be the same.
         reported = [*result.best_checkpoints, (result.checkpoint, result.metrics)]
         kept = {int(metrics["epoch"]): one for one, metrics in reported if metrics["step"] == 0}
-        _keep(kept[best], checkpoints / "best")
+        # The best epoch may be one of the training that this one has gone on from.
+        inherited = start is not None and best not in kept and ray.train.Checkpoint(str(start.parent / "best"))
+        _keep(inherited or kept[best], checkpoints / "best")
         for epoch in sorted(kept, key=lambda e: -records.score(history[e], config.train))[1 : config.train.keep]:
             _keep(kept[epoch], checkpoints / f"epoch-{epoch:03d}")
         # Renamed first, so that a kill leaves either all of Ray's folder, or a finished training.
@@ -196,14 +202,16 @@ def _keep(one: ray.train.Checkpoint, folder: Path) -> None:
     one.to_directory(folder)
 
 
-def check(config: Config, scale: Scale, outdir: Path) -> tuple[ray.train.ScalingConfig, Tensors | None]:
+def check(
+    config: Config, scale: Scale, outdir: Path, start: Path | None = None
+) -> tuple[ray.train.ScalingConfig, Tensors | None]:
     """What :func:`fit` needs before it can start, to be asked for before hours go into decoding.
 
     Returns
     -------
     ScalingConfig, dict of tensors
-        The resources of the workers, and the network's initial weights; None where a checkpoint in ``outdir`` has
-        better ones.
+        The resources of the workers, and the network's initial weights; None where a checkpoint in ``outdir``, or
+        ``start``, has better ones.
 
     Raises
     ------
@@ -219,13 +227,14 @@ def check(config: Config, scale: Scale, outdir: Path) -> tuple[ray.train.Scaling
     if learner.mixes(config) and config.sample.batch_size % 2:
         remedy = "Change it, or leave --mixup out."
         raise ConfigError("--batch-size", "an even number, for --mixup", str(config.sample.batch_size), remedy)
+    changes.check(config)
     trackers.check(config.train.trackers)
     scaling = plan(scale)
     if config.speed.sync_batchnorm and not scaling.use_gpu:
         remedy = "Leave it out on CPUs, or use --freeze-norm or a network without batch norm."
         raise ConfigError("--sync-batchnorm", "GPUs", "none", remedy)
     learner.blank(config)  # Whatever the architecture cannot do is said here.
-    if read_history(outdir):
+    if start is not None or read_history(outdir):
         return scaling, None
     return scaling, model.build(config.model, config.loss.loss, config.classes, config.seed).state_dict()
 

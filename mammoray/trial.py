@@ -45,6 +45,10 @@ class Job:
         How many of them.
     split_digest : str
     scale : Scale
+    start : Path or None
+        Folder of the trial that it goes on from.
+    after : int
+        Epochs that this one has behind it.
     """
 
     number: int
@@ -53,6 +57,8 @@ class Job:
     folds: int
     split_digest: str
     scale: Scale
+    start: Path | None = None
+    after: int = 0
 
 
 @dataclass(slots=True)
@@ -60,6 +66,7 @@ class _Standing:
     """What is known of a trial's folds so far; of a fold that is not finished, its history until now."""
 
     config: Config
+    after: int
     histories: list[records.History] = field(default_factory=list)
 
     def message(self, folds: int) -> dict[str, Any]:
@@ -71,13 +78,14 @@ class _Standing:
         known = [score for score in scores if score is not None]
         sign = -1 if train.monitor == "loss" else 1
         last = trained[-1][-1]
+        own = [r for history in self.histories for r in history if r["epoch"] > self.after or not self.after]
         return {
             "value": sign * sum(known) / len(known) if known and len(known) == len(scores) else None,
             "step": last["epoch"] if folds == 1 else len(trained),
             "epoch": round(sum(best) / len(best)),
-            "epochs": sum(len(history) - 1 for history in trained),
+            "epochs": sum(r["epoch"] > 0 for r in own),
             "collapse": "; ".join(last["collapse"]),
-            "seconds": sum(r["seconds"] + r["val_seconds"] for history in self.histories for r in history),
+            "seconds": sum(r["seconds"] + r["val_seconds"] for r in own),
             "epoch_seconds": min(r["seconds"] for history in trained for r in history[1:]),
             "images_per_second": max(r["images_per_second"] for history in trained for r in history[1:]),
         }
@@ -105,28 +113,30 @@ def work(job: Job, tell: Tell, stop: threading.Event) -> None:
 
     config = plain.load_toml(job.folder / SETTINGS)
     rows = pd.read_parquet(job.rows)
-    standing = _Standing(config)
-    start: list[float] = []
+    standing = _Standing(config, job.after)
+    waited: list[float] = []
 
     def log(record: records.Record) -> None:
-        start.append(time.monotonic() - began - record["val_seconds"])
+        waited.append(time.monotonic() - began - record["val_seconds"])
         known = standing.histories[-1]  # A resumed training may do the last of them again.
         standing.histories[-1] = [*(one for one in known if one["epoch"] < record["epoch"]), record]
         if record["epoch"] and job.folds == 1:
-            tell({**standing.message(1), "start_seconds": start[0]})
+            tell({**standing.message(1), "start_seconds": waited[0]})
 
     for fold in range(job.folds):
-        outdir = job.folder if job.folds == 1 else job.folder / f"fold-{fold}"
+        part = "" if job.folds == 1 else f"fold-{fold}"
+        outdir, start = job.folder / part, job.start and job.start / part
         outdir.mkdir(exist_ok=True)
-        standing.histories.append(read_history(outdir))
-        own = rows if job.folds == 1 else rows.assign(fold=rows[f"fold-{fold}"])
-        fitted = train.fit(own, job.split_digest, config, job.scale, outdir, lambda line: None, log, stop)
+        standing.histories.append(read_history(outdir) or (read_history(start) if start else []))
+        own = rows.assign(fold=rows[part]) if part else rows
+        begin = start and start / "checkpoints" / "last"
+        fitted = train.fit(own, job.split_digest, config, job.scale, outdir, lambda line: None, log, stop, begin)
         standing.histories[-1] = fitted.history
         if stop.is_set():
             return
         if job.folds > 1:
-            tell({**standing.message(job.folds), "start_seconds": start[0] if start else None})
-    tell({**standing.message(job.folds), "start_seconds": start[0] if start else None, "finished": True})
+            tell({**standing.message(job.folds), "start_seconds": waited[0] if waited else None})
+    tell({**standing.message(job.folds), "start_seconds": waited[0] if waited else None, "finished": True})
 
 
 class Trial(tune.Trainable):  # type: ignore[misc]

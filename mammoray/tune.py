@@ -21,12 +21,14 @@ from optuna.trial import FrozenTrial
 from ray import tune
 
 from mammoray import cache, cluster, ingest, marker, pipeline, plain, prepare, results, rooms, split, train
+from mammoray import population as populations
 from mammoray import space as spaces
 from mammoray import study as studies
 from mammoray.config import Config, DecodeConfig, Scale, SplitConfig, TuneConfig
 from mammoray.draws import Space
 from mammoray.errors import ClusterError, ConfigError, InterruptedRunError
 from mammoray.pipeline import Say, Source
+from mammoray.population import Population
 from mammoray.searching import StudyScheduler, StudySearch, Trials
 from mammoray.trial import SETTINGS, Job, Trial
 
@@ -70,6 +72,9 @@ def run(
         raise ConfigError("--retrain-best", "test patients, to judge the best model on", "none", remedy)
     text = spaces.text(space)
     files = cache.file_keys(pipeline.labelled(data), data.root)
+    if search.scheduler == "pbt":
+        populations.check(draw, populations.shape(search, config), len(points) + search.default_first)
+    wanted = _wanted(search, config)
     identity = plain.digest(pipeline.what_counts(config), text, _what_counts(search), parts.digest, sorted(files))
     outdir = source.outdir
     marker.take(source, space, config, search, scale, identity)
@@ -78,8 +83,9 @@ def run(
         at_once, own_scale = resources(search, scale)
         sizes = _RowsBySize(source, config, search, data, parts, say)
         left = _prepare_study(study, draw, points, search, config, say)
-        say(_plan(study, left, at_once, own_scale, search))
-        begin = _Begin(draw, config, outdir, parts.digest, search, own_scale, sizes)
+        say(_plan(study, left, wanted, at_once, own_scale, search))
+        population = _population(study, search, config)
+        begin = _Begin(draw, config, outdir, parts.digest, search, own_scale, sizes, population)
         try:
             _search(study, search, config, begin, at_once, left, outdir, say)
         finally:  # A search that is interrupted can be looked at, too.
@@ -95,8 +101,20 @@ def _what_counts(search: TuneConfig) -> dict[str, Any]:
     """Settings that decide which search it is; more trials, or a retraining in the end, are no other search."""
     settings = plain.to_dict(search)
     for name in ("num_trials", "trials_at_once", "retrain_best"):
-        settings.pop(name)
+        if name != "num_trials" or search.scheduler != "pbt":  # It decides how large a population is.
+            settings.pop(name)
     return settings
+
+
+def _wanted(search: TuneConfig, config: Config) -> int:
+    """How many trials the search has in all."""
+    return populations.shape(search, config).trials if search.scheduler == "pbt" else search.num_trials
+
+
+def _population(study: optuna.Study, search: TuneConfig, config: Config) -> Population | None:
+    if search.scheduler != "pbt":
+        return None
+    return Population(study, populations.shape(search, config), config.seed)
 
 
 # The cluster --------------------------------------------------------------------------------------------------------
@@ -131,11 +149,11 @@ def resources(search: TuneConfig, scale: Scale) -> tuple[int, Scale]:
     return at_once, plain.replace(scale, cpus_per_worker=whole or share, address=None)
 
 
-def _plan(study: optuna.Study, left: int, at_once: int, scale: Scale, search: TuneConfig) -> str:
+def _plan(study: optuna.Study, left: int, wanted: int, at_once: int, scale: Scale, search: TuneConfig) -> str:
     done = len([t for t in study.get_trials(deepcopy=False) if t.state.is_finished() and not studies.is_foreign(t)])
     kind = "GPU" if train.plan(scale).use_gpu else "CPU"
     return (
-        f"search: {left} of {search.num_trials} trials to run ({done} are finished), {at_once} at once, each with "
+        f"search: {left} of {wanted} trials to run ({done} are finished), {at_once} at once, each with "
         f"{scale.num_workers} {kind} worker{'s' if scale.num_workers > 1 else ''} of {scale.cpus_per_worker:g} CPUs; "
         f"sampler {search.search}, scheduler {search.scheduler}"
     )
@@ -191,27 +209,38 @@ class _Begin:
     search: TuneConfig
     scale: Scale
     sizes: _RowsBySize
+    population: Population | None
 
     def __call__(self, trial: optuna.Trial) -> Job:
         """What the trial's process is to do."""
         config = spaces.apply(self.config, self.draw(trial))
+        if self.population is not None:
+            start = self._start(trial)
+            config = self.population.settings(trial, config, plain.load_toml(start / SETTINGS) if start else None)
         trial.set_user_attr("gflops", results.gflops(config))
-        job = self.job(trial.number, config)
+        job = self.job(trial, config)
         job.folder.mkdir(parents=True, exist_ok=True)
         partial = job.folder / f"{SETTINGS}.partial"
         partial.write_text(plain.to_toml(config), encoding="utf-8")
         partial.replace(job.folder / SETTINGS)
         return job
 
-    def job(self, number: int, config: Config) -> Job:
+    def _start(self, trial: optuna.Trial | FrozenTrial) -> Path | None:
+        """The folder of the trial that this one goes on from."""
+        parent = trial.user_attrs.get(populations.PARENT)
+        return None if parent is None else results.trial_folder(self.outdir, parent).absolute()
+
+    def job(self, trial: optuna.Trial | FrozenTrial, config: Config) -> Job:
         """Of a trial with these settings."""
         return Job(
-            number=number,
-            folder=results.trial_folder(self.outdir, number).absolute(),
+            number=trial.number,
+            folder=results.trial_folder(self.outdir, trial.number).absolute(),
             rows=self.sizes.rows(config.decode).absolute(),
             folds=self.search.folds_per_trial,
             split_digest=self.split_digest,
             scale=self.scale,
+            start=self._start(trial),
+            after=trial.user_attrs.get(populations.GENERATION, 0) * self.search.grace,
         )
 
 
@@ -231,8 +260,7 @@ def _prepare_study(
         if search.default_first and missing:
             say(f"search: the space lacks the settings' own {', '.join(missing)}; trial 0 draws another")
         studies.enqueue(study, points, known if search.default_first else None)
-    done = studies.finished(study)
-    return max(0, search.num_trials - len(done))
+    return max(0, _wanted(search, config) - len(studies.finished(study)))
 
 
 def _search(
@@ -249,13 +277,15 @@ def _search(
     begun: list[tuple[FrozenTrial, Job]] = []
     for frozen in studies.interrupted(study, lambda number: (results.trial_folder(outdir, number) / SETTINGS).exists()):
         own = plain.load_toml(results.trial_folder(outdir, frozen.number) / SETTINGS)
-        begun.append((frozen, begin.job(frozen.number, own)))
+        begun.append((frozen, begin.job(frozen, own)))
         say(f"search: going on with trial {frozen.number}")
     if not left and not begun:
         return
-    trials = Trials(study, search, config, begin, begun, max(0, left - len(begun)), say)
+    trials = Trials(study, search, config, begin, begun, max(0, left - len(begun)), say, begin.population)
     # Each trial has trackers of its own, and what there is to say is said here.
     os.environ |= {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_AIR_NEW_OUTPUT": "0"}
+    # The message of a trial that fails has no value, and may be its first.
+    os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"
     folder = outdir / "ray"
     tuner = tune.Tuner(
         tune.with_resources(Trial, {"memory": _MEMORY}),

@@ -23,9 +23,12 @@ GOLDEN = Path(__file__).parent / "golden" / "loss_curve.json"
 METRICS = ("loss", "kappa", "accuracy", "balanced_accuracy", "f1", "auc")
 
 
-def fit(prepared: Prepared, outdir: Path, config: Config = SMALL, workers: int = 1) -> train.Fitted:
-    said: list[str] = []
-    return train.fit(prepared.rows, prepared.digest, config, Scale(num_workers=workers), outdir, said.append)
+def fit(
+    prepared: Prepared, outdir: Path, config: Config = SMALL, workers: int = 1, start: Path | None = None
+) -> train.Fitted:
+    outdir.mkdir(exist_ok=True)
+    scale = Scale(num_workers=workers)
+    return train.fit(prepared.rows, prepared.digest, config, scale, outdir, lambda line: None, start=start)
 
 
 def single_process(prepared: Prepared, fold: str, net: model.DensityNet, config: Config) -> dict[str, float | None]:
@@ -368,3 +371,24 @@ def test_what_was_predicted_is_what_the_best_checkpoint_predicts(finished_run: F
     history = controller.read_history(outdir)
     best = history[records.best_epoch(history, TrainConfig())]
     assert evaluate.metrics(labels[val], p[val])["kappa"] == pytest.approx(best["val_kappa"], rel=1e-4)
+
+
+def test_a_training_that_goes_on_from_another_with_changed_settings_equals_one_whose_settings_change(
+    prepared: Prepared, tmp_path: Path
+) -> None:
+    changed = (
+        "2: optim.lr = 0.003",
+        "2: optim.weight_decay = 0.2",
+        "2: augment.rotation = 40.0",
+        "2: sample.alpha = 0.3",
+    )
+    base = replace(SMALL, sample=replace(SMALL.sample, sampler="balanced"))
+    begin = replace(base, train=replace(base.train, stop_epoch=1, trackers=()))
+    first = fit(prepared, tmp_path / "first", begin)
+    whole, same = (replace(base, train=replace(base.train, changes=own, trackers=())) for own in (changed, ()))
+    second = fit(prepared, tmp_path / "second", whole, start=first.last)
+    straight, unchanged = fit(prepared, tmp_path / "straight", whole), fit(prepared, tmp_path / "unchanged", same)
+    curves = [[(r["train_loss"], r["val_loss"], r["lr"]) for r in one.history] for one in (second, straight, unchanged)]
+    assert curves[0] == curves[1]
+    assert curves[2][:2] == curves[0][:2] and curves[2][2] != curves[0][2]
+    assert curves[0][2][2] == pytest.approx(3 * curves[2][2][2])

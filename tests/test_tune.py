@@ -33,13 +33,14 @@ ROOT = Path(__file__).parents[1]
 SPACE = """
 [optim]
 lr = {low = 1e-4, high = 1e-2, log = true}
+accumulate = [1, 1000]
 
 [sample]
 sampler = ["natural", "balanced"]
 alpha = {low = 0.25, high = 1.0, when = {sampler = "balanced"}}
 
 [model]
-arch = ["test_convnext", "no_such_network"]
+arch = ["no_such_network", "test_convnext"]
 """
 
 
@@ -81,8 +82,8 @@ def search(
 
 @pytest.fixture(scope="module")
 def searched(prepared: Prepared, rsna: SynthSummary, tmp_path_factory: pytest.TempPathFactory) -> Searched:
-    """Five trials one after the other, some of which draw a network that does not exist."""
-    settings = TuneConfig(num_trials=5, search="random", trials_at_once=1, scheduler="none")
+    """Six trials one after the other; some draw a network that does not exist, or more parts than a batch has."""
+    settings = TuneConfig(num_trials=6, search="random", trials_at_once=1, scheduler="none")
     return search(rsna, tmp_path_factory.mktemp("tune"), base(prepared.cache), settings)
 
 
@@ -94,11 +95,13 @@ def trials_of(done: Searched) -> list[optuna.trial.FrozenTrial]:
 class TestSearch:
     def test_trials_that_fail_are_recorded_with_their_reason_and_the_others_go_on(self, searched: Searched) -> None:
         table = searched.table()
-        assert table["number"].tolist() == [0, 1, 2, 3, 4]
-        broken = table["model.arch"] == "no_such_network"
-        assert 0 < broken.sum() < 4
+        assert table["number"].tolist() == [0, 1, 2, 3, 4, 5]
+        unknown, divided = table["model.arch"] == "no_such_network", table["optim.accumulate"] == 1000
+        broken = unknown | divided
+        assert unknown.sum() > 0 and (divided & ~unknown).sum() > 0 and (~broken).sum() > 1
         assert (table["state"] == ["failed" if b else "complete" for b in broken]).all()
-        assert table.loc[broken, "reason"].str.contains("no_such_network").all()
+        assert table.loc[unknown, "reason"].str.contains("no_such_network").all()
+        assert table.loc[divided & ~unknown, "reason"].str.contains("--accumulate 1000").all()
         assert (table.loc[~broken, "reason"] == "").all()
 
     def test_the_default_is_the_first_trial(self, searched: Searched) -> None:
@@ -139,9 +142,9 @@ class TestSearch:
             assert list((searched.source.outdir / folder / "tensorboard").glob("events*"))
 
     def test_the_plan_and_each_trial_are_said(self, searched: Searched) -> None:
-        plan = next(line for line in searched.said if line.startswith("search: 5 of 5 trials"))
+        plan = next(line for line in searched.said if line.startswith("search: 6 of 6 trials"))
         assert "1 at once, each with 1 CPU worker of 4 CPUs" in plan
-        for number in range(5):
+        for number in range(6):
             assert any(line.startswith(f"trial {number}: ") for line in searched.said)
         assert "too good" in results.headline(searched.facts)[1]
 
@@ -150,7 +153,7 @@ class TestSearch:
         said: list[str] = []
         facts = tune.run(searched.source, searched.space, searched.config, searched.search, Scale(), said.append)
         assert facts["best"] == searched.facts["best"]
-        assert any("0 of 5 trials to run (5 are finished)" in line for line in said)
+        assert any("0 of 6 trials to run (6 are finished)" in line for line in said)
         assert trials_of(searched) == before
 
     def test_the_best_is_trained_again_and_judged_on_test_patients_who_were_never_seen(
@@ -197,6 +200,30 @@ def test_folds_sizes_and_several_objectives_in_one_search(
     validated = [set(rows.loc[rows[f"fold-{fold}"] == "val", "patient_id"]) for fold in range(3)]
     assert set.union(*validated) == set(rows["patient_id"])
     assert sum(map(len, validated)) == rows["patient_id"].nunique(), "each patient validates once"
+
+
+@pytest.mark.long
+def test_a_population_hands_weights_on_and_its_best_settings_lead_to_its_best_trial_from_the_beginning(
+    prepared: Prepared, rsna: SynthSummary, tmp_path: Path
+) -> None:
+    text = "[optim]\nlr = {low = 1e-6, high = 1e-2, log = true}\n[augment]\nrotation = {low = 0, high = 30}\n"
+    settings = TuneConfig(num_trials=8, search="random", scheduler="pbt", grace=1, trials_at_once=2)
+    config = base(prepared.cache, train=replace(SMALL.train, epochs=2, trackers=()))
+    done = search(rsna, tmp_path, config, settings, text)
+    table, outdir = done.table().set_index("number"), done.source.outdir
+    assert (table["state"] == "complete").all()
+    assert table["parent"].isna().sum() == 4
+    assert (table["epochs"] == 1).all()
+    losses = {n: [r["val_loss"] for r in read_history(outdir / row.folder)] for n, row in table.iterrows()}
+    children = table[table["parent"].notna()]
+    assert all(losses[n][:-1] == losses[int(row.parent)] for n, row in children.iterrows())
+    changed = [plain.load_toml(outdir / row.folder / "config.toml").train.changes for _, row in children.iterrows()]
+    assert sum(map(bool, changed)) == 1, "one of four is the worst quarter"
+    rows = pd.read_parquet(next(outdir.glob("rows-*.parquet")))
+    for number in (table.index[-1], next(n for n, c in zip(children.index, changed, strict=True) if c)):
+        own = plain.load_toml(outdir / table["folder"][number] / "config.toml")
+        whole = train.fit(rows, "d", own, Scale(cpus_per_worker=2.0), tmp_path / f"again-{number}", lambda line: None)
+        assert [r["val_loss"] for r in whole.history] == pytest.approx(losses[number], rel=1e-5)
 
 
 @pytest.mark.usefixtures("ray_session")
