@@ -1,10 +1,10 @@
-# make setup | demo | test | check | bench | lock | clean; PYTHON chooses the interpreter of the environment.
+# make setup | demo | test | test-cluster | check | bench | lock | clean; PYTHON chooses the interpreter of the environment.
 PYTHON ?= python3
 VENV   ?= .venv
 BIN     = $(VENV)/bin
 DEMO   ?= demo
 
-.PHONY: setup demo test check bench lock clean
+.PHONY: setup demo test test-cluster check bench lock clean
 
 setup: $(VENV)/.ready
 
@@ -21,7 +21,10 @@ demo: setup
 	$(BIN)/mammoray train --csv $(DEMO)/data/train.csv --dicom-root $(DEMO)/data --outdir $(DEMO)/run --config jobs/demo.toml --num-workers 2
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not long"
+
+test-cluster: setup
+	$(BIN)/python -m pytest -m "cluster or long"
 
 check: setup
 	$(BIN)/ruff check .

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import resource
+import shutil
 import signal
 import sys
 import threading
@@ -23,9 +24,11 @@ import ray
 from ray.cluster_utils import Cluster
 from ray.core.generated import autoscaler_pb2
 
-from mammoray import plain, train
-from mammoray.config import Scale
+from mammoray import plain, train, tune
+from mammoray.config import Scale, TuneConfig
+from mammoray.controller import read_history
 from mammoray.errors import MammorayError
+from mammoray.pipeline import Source
 
 # A node with 2 CPUs has room for one worker.
 SHARE = 1.5
@@ -174,6 +177,27 @@ def tides(folder: Path) -> None:
     play_at(tide, Nodes(1), folder, 2, 1)
 
 
+def hunt(folder: Path) -> None:
+    """A search over nodes of two CPUs, two trials side by side; the node of one is lost when both have trained."""
+    nodes = Nodes(3)
+    ray.init(nodes.cluster.address, logging_level="ERROR", log_to_driver=False)
+    source = Source(csv=folder / "table.csv", dicom_root=folder / "set", outdir=folder / "run")
+    search = TuneConfig(num_trials=3, trials_at_once=2, scheduler="none", search="random", prune_collapsed=False)
+
+    def lose() -> None:
+        trials = [source.outdir / "trials" / name for name in ("0000", "0001")]
+        while min(len(read_history(trial)) for trial in trials) < 3:
+            time.sleep(0.1)
+        tell(f"BUSY {len(nodes.busy())}")
+        nodes.kill(nodes.busy()[0])
+        for trial in trials:
+            shutil.copy(trial / "history.jsonl", folder / f"{trial.name}.jsonl")
+
+    threading.Thread(target=lose, daemon=True).start()
+    space, config = str(folder / "space.toml"), plain.load_toml(folder / "settings.toml")
+    tune.run(source, space, config, search, Scale(cpus_per_worker=SHARE), tell)
+
+
 def scarce(folder: Path) -> None:
     """One worker whose node is short of memory in the eyes of Ray, and one that gets no more from the kernel."""
     nodes = Nodes(0)
@@ -187,4 +211,4 @@ def scarce(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    {"storm": storms, "tide": tides, "scarce": scarce}[sys.argv[1]](Path(sys.argv[2]))
+    {"storm": storms, "tide": tides, "hunt": hunt, "scarce": scarce}[sys.argv[1]](Path(sys.argv[2]))

@@ -21,6 +21,7 @@ from mammoray.plain import to_toml
 from mammoray.synth import SynthSummary
 from tests.conftest import SMALL, FinishedRun
 
+pytestmark = pytest.mark.cluster
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
 

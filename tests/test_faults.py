@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -23,7 +24,7 @@ import torch
 from mammoray import controller, learner, train
 from mammoray.config import Config, Scale
 from mammoray.errors import IngestError, TrainError
-from mammoray.plain import replace, to_toml
+from mammoray.plain import load_toml, replace, to_toml
 from mammoray.synth import SynthSummary
 from tests.conftest import SMALL, Prepared
 
@@ -57,7 +58,7 @@ def environment(folder: Path, **more: str) -> dict[str, str]:
 
 def play(scene: str, rows: pd.DataFrame, config: Config, folder: Path) -> list[str]:
     """What a scene of ``fault_jobs`` says, in processes of its own."""
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     rows.to_parquet(folder / "rows.parquet")
     (folder / "settings.toml").write_text(to_toml(config), encoding="utf-8")
     # Near the root: paths of Unix sockets have a limit of 107 characters.
@@ -98,6 +99,8 @@ def places(said: list[str]) -> list[tuple[int, int, int]]:
     return [(int(m[1]), int(m[2]), int(m[3])) for m in found if m]
 
 
+@pytest.mark.cluster
+@pytest.mark.long
 class TestNodes:
     """Clusters of several nodes, and what they lose and gain."""
 
@@ -145,6 +148,34 @@ class TestNodes:
     ) -> None:
         self.check("tide", undisturbed)
         assert [workers for workers, _, _ in places(jobs["tide"])] == [1, 2, 1]
+
+
+@pytest.mark.cluster
+@pytest.mark.long
+def test_a_search_goes_over_all_nodes_and_a_lost_one_costs_only_the_epochs_since_the_last_checkpoint(
+    prepared: Prepared, rsna: SynthSummary, tmp_path: Path
+) -> None:
+    folder = tmp_path / "hunt"
+    folder.mkdir()
+    (folder / "set").symlink_to(rsna.root)
+    (folder / "table.csv").symlink_to(rsna.table)
+    (folder / "space.toml").write_text("[optim]\nlr = {low = 1e-4, high = 1e-2, log = true}\n", encoding="utf-8")
+    config = replace(
+        SMALL, train=replace(SMALL.train, epochs=12, trackers=()), ingest=replace(SMALL.ingest, cache=prepared.cache)
+    )
+    said = play("hunt", prepared.rows, config, folder)
+    assert "BUSY 2" in said, "each trial had a node"
+    outdir = folder / "run"
+    table = pd.read_parquet(outdir / "trials.parquet")
+    assert (table["state"] == "complete").all()
+    rows = pd.read_parquet(next(outdir.glob("rows-*.parquet")))
+    for row in table.itertuples():
+        history, kept = controller.read_history(outdir / row.folder), folder / f"{row.number:04d}.jsonl"
+        before = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
+        assert history[: len(before)] == before, "by their clocks as well: no epoch was trained again"
+        own = load_toml(outdir / row.folder / "config.toml")
+        whole = train.fit(rows, "d", own, Scale(), tmp_path / str(row.number), lambda line: None)
+        assert curve(history)[1:] == pytest.approx(curve(whole.history)[1:], rel=1e-3)
 
 
 def test_memory_that_is_short_is_told_as_such_and_a_step_without_it_is_not_tried_again(
