@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
 from mammoray import __version__, prepare
 from mammoray.errors import RunFolderError
+from mammoray.mirror import Mirror
 
 _ANOTHER = "Choose another --outdir."
 
@@ -35,19 +35,20 @@ def is_finished(outdir: Path, identity: str) -> bool:
     return False
 
 
-def take(outdir: Path, identity: str) -> None:
-    """Write down that the folder is this run's; where it already is, everything in it stays.
+def take(copy: Mirror, identity: str) -> None:
+    """Write down that the folder, and its copy, is this run's; where it already is, everything in it stays.
 
     Raises
     ------
     RunFolderError
         It cannot be written.
     """
+    outdir = copy.folder
     held = _read_marker(outdir / "run.json")
     if held is not None and held["identity"] == identity:
         return
     try:
-        shutil.rmtree(outdir / "checkpoints", ignore_errors=True)
+        copy.remove("checkpoints")
         outdir.mkdir(parents=True, exist_ok=True)
         write_json(outdir / "run.json", {"version": __version__, "identity": identity, "finished": False})
     except OSError as error:

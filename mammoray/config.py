@@ -280,9 +280,13 @@ class Scale:
     address: str | None = None
     """A Ray cluster: auto, HOST:PORT or ray://HOST:PORT. Default: the cluster of the job this runs in, or one begun on
     this machine by 'ray start', else a new local one."""
+    storage: str | None = None
+    """For clusters whose nodes see no common folder: a URI that pyarrow reaches (s3://bucket/prefix), or a path. Cache
+    and checkpoints go there, and a copy of the output folder under its name, from which any machine goes on."""
 
     def __post_init__(self) -> None:
         require_choices(self)
+        require_no_secret(self.storage or "", "--storage")
         require(self.num_workers >= 1, "num_workers", "at least 1", self.num_workers)
         expected = f"0 to --num-workers {self.num_workers}"
         require(0 <= self.min_workers <= self.num_workers, "min_workers", expected, self.min_workers)

@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING, Any
 import ray
 import ray.train
 
+from mammoray import storage
+from mammoray.storage import Place
+
 if TYPE_CHECKING:
     from mammoray.records import History
 
@@ -51,10 +54,10 @@ class NoSecondTry(ray.train.UserCallback):  # type: ignore[misc]
             raise failure
 
 
-def read_history(outdir: Path) -> History:
-    """The records of history.jsonl, one an epoch, epoch 0 being the network before training."""
-    path = outdir / "history.jsonl"
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+def read_history(outdir: Place) -> History:
+    """The records of history.jsonl, one an epoch, epoch 0 being the network before training; of a path or URI."""
+    path = storage.join(str(outdir), "history.jsonl")
+    return [json.loads(line) for line in storage.read(path).splitlines()] if storage.is_file(path) else []
 
 
 def write_history(outdir: Path, history: History) -> None:

@@ -9,6 +9,7 @@ import pandas as pd
 from mammoray import claim, cluster, evaluate, pipeline, plain, prepare
 from mammoray.config import Config, Scale
 from mammoray.errors import ConfigError, RunFolderError
+from mammoray.mirror import Mirror, place
 
 
 def run(source: pipeline.Source, config: Config, scale: Scale, say: pipeline.Say = print) -> dict[str, Any]:
@@ -38,6 +39,8 @@ def run(source: pipeline.Source, config: Config, scale: Scale, say: pipeline.Say
     if other:
         found = ", ".join(other[:5])
         raise RunFolderError(str(source.outdir), "an empty folder, or these folds", found, "Choose another --outdir.")
+    copy = Mirror(source.outdir, place(source.outdir, scale.storage))
+    config, scale = prepare.shared(config, scale), plain.replace(scale, storage=copy.copy)
     with cluster.connect(scale.address):  # One session for all folds.
         tables = [_test_fold(source, config, scale, say, fold) for fold in range(config.split.folds)]
     predictions = pd.concat(tables, ignore_index=True)
@@ -45,6 +48,7 @@ def run(source: pipeline.Source, config: Config, scale: Scale, say: pipeline.Say
     metrics = evaluate.judge(predictions, config.class_names, config.evaluate, config.seed)
     metrics["possible_leak"] = pipeline.read_metrics(source.outdir / "fold-0")["possible_leak"]
     claim.write_json(source.outdir / "metrics.json", metrics)
+    copy.push(("predictions.parquet", "metrics.json"))
     return metrics
 
 

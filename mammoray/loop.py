@@ -23,7 +23,7 @@ import ray.train.torch
 import torch
 import torch.distributed as dist
 
-from mammoray import changes, checkpoint, learner, optim, profiling, records, sample, shortage
+from mammoray import changes, checkpoint, learner, optim, profiling, records, sample, shortage, storage
 from mammoray.batches import Batch, Shard
 from mammoray.config import Config
 from mammoray.errors import MammorayError, TrainError
@@ -52,7 +52,7 @@ class _Run:
     signals: Signals
     watch: Watch | None
     speak: Say
-    profile: Path | None
+    profile: str | None
     spoken: float
     """When rank 0 last told how far it is."""
     left: list[str]
@@ -66,8 +66,9 @@ def run(loop: dict[str, Any]) -> None:
     ----------
     loop : dict
         ``config`` (as of ``to_dict``), ``state`` (object reference of the initial weights, or None to take a
-        checkpoint's), ``start`` (folder of the checkpoint to begin with, or None), ``split_digest``, ``cpus`` (that
-        were asked for each worker, or 0), ``board`` (actor of ``train``), ``profile`` (folder, or None).
+        checkpoint's), ``start`` (path or URI of the checkpoint to begin with, or None), ``split_digest``, ``cpus``
+        (that were asked for each worker, or 0), ``board`` (actor of ``train``), ``profile`` (path or URI of a folder,
+        or None).
     """
     board = loop["board"]
     try:
@@ -114,7 +115,9 @@ def _start(loop: dict[str, Any]) -> tuple[_Run, Progress]:
         with latest.as_directory() as folder:
             progress = _resume(own, Path(folder), wanted)
     elif loop["start"] is not None:
-        progress = _resume(own, Path(loop["start"]), wanted)
+        system, path = storage.filesystem(loop["start"])
+        with ray.train.Checkpoint(path, system).as_directory() as folder:
+            progress = _resume(own, Path(folder), wanted)
     elif given is None:
         raise TrainError(
             "checkpoints/", "a checkpoint of the epochs in history.jsonl", "none", "Choose another --outdir."
@@ -133,7 +136,7 @@ def _start(loop: dict[str, Any]) -> tuple[_Run, Progress]:
         if rank == 0
         else None,
         speak=board.put.remote if rank == 0 else (lambda message: None),
-        profile=Path(loop["profile"]) if rank == 0 and loop["profile"] else None,
+        profile=loop["profile"] if rank == 0 else None,
         spoken=time.monotonic(),
         left=[],
     ), progress

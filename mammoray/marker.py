@@ -12,7 +12,8 @@ from mammoray.config import Config, Scale, TuneConfig
 from mammoray.errors import RunFolderError
 from mammoray.pipeline import Source
 
-_NAME = "search.json"
+NAME = "search.json"
+"""The marker's name."""
 _NEEDED = {"identity", "csv", "dicom_root", "space", "tune", "scale"}
 
 
@@ -24,7 +25,7 @@ def read(outdir: Path) -> dict[str, Any] | None:
     RunFolderError
         It cannot be read.
     """
-    path = outdir / _NAME
+    path = outdir / NAME
     remedy = "Choose another --outdir."
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -64,7 +65,7 @@ def take(source: Source, space: str, config: Config, search: TuneConfig, scale: 
             "tune": plain.to_dict(search),
             "scale": plain.to_dict(scale),
         }
-        claim.write_json(outdir / _NAME, begun)
+        claim.write_json(outdir / NAME, begun)
     except OSError as error:
         found, remedy = type(error).__name__, "Choose another --outdir."
         raise RunFolderError(str(outdir), "a folder that can be written", found, remedy) from error

@@ -34,6 +34,7 @@ from mammoray import (
 )
 from mammoray.config import Config, Scale
 from mammoray.errors import ConfigError
+from mammoray.mirror import Mirror, mirrored, place
 from mammoray.storage import Place
 
 Say = Callable[[str], None]
@@ -61,13 +62,18 @@ def run(source: Source, config: Config, scale: Scale, say: Say = print) -> dict[
     dict
         The content of metrics.json.
     """
+    with mirrored(source.outdir, place(source.outdir, scale.storage)) as copy:
+        return _run(source, prepare.shared(config, scale), scale, say, copy)
+
+
+def _run(source: Source, config: Config, scale: Scale, say: Say, copy: Mirror) -> dict[str, Any]:
     outdir = source.outdir
     data, parts, identity = read(source, config, say)
     if claim.is_finished(outdir, identity):
         say(f"{outdir} already holds this run, finished; nothing is done again")
         report.write_report(outdir)
         return read_metrics(outdir)
-    claim.take(outdir, identity)
+    claim.take(copy, identity)
     say(
         f"split: digest {parts.digest}, "
         + ", ".join(f"{fold} {n['patients']}" for fold, n in split.counts(parts, data.rows)["folds"].items())
@@ -84,7 +90,7 @@ def run(source: Source, config: Config, scale: Scale, say: Say = print) -> dict[
         _check_training(config, scale, outdir)
         begun = time.monotonic()
         decoded = _decode(source, config, data, say)
-        inputs = _Inputs(data, parts, decoded, identity, started, time.monotonic() - begun)
+        inputs = _Inputs(data, parts, decoded, identity, started, time.monotonic() - begun, copy)
         return _train_and_judge(source, config, scale, say, inputs)
 
 
@@ -113,6 +119,7 @@ class _Inputs:
     identity: str
     started: datetime
     decode_seconds: float
+    copy: Mirror
 
 
 def _groups(data: catalog.Catalog) -> str:
@@ -169,7 +176,7 @@ def _train_and_judge(source: Source, config: Config, scale: Scale, say: Say, inp
     outdir, decoded = source.outdir, inputs.decoded
     rows = in_folds(decoded.rows, inputs.parts, config)
     split.check(rows)
-    fitted = train.fit(_learned(rows, config), inputs.parts.digest, config, scale, outdir, say)
+    fitted = train.fit(_learned(rows, config), inputs.parts.digest, config, scale, outdir, say, copy=inputs.copy)
     alone = config.train.train_on == "train_and_val"
     say("evaluate: the last checkpoint, on test images" if alone else _EVALUATE)
     held_out = rows[rows["fold"].isin(["test"] if alone else ["val", "test"])].reset_index(drop=True)
@@ -291,7 +298,7 @@ def dry_run(source: Source, config: Config, scale: Scale, say: Say = print) -> b
     """
     from mammoray import controller, dryrun
 
-    outdir = source.outdir
+    outdir, config = source.outdir, prepare.shared(config, scale)
     data, parts, identity = read(source, config, say)
     if claim.is_finished(outdir, identity):
         say(f"{outdir} already holds this run, finished: it would not be done again")
@@ -317,6 +324,7 @@ def overfit(source: Source, config: Config, scale: Scale, say: Say = print) -> b
     """
     from mammoray import sanity
 
+    config = prepare.shared(config, scale)
     data, parts, _ = read(source, config, say)
     rows = _learned(in_folds(data.rows, parts, config), config)
     training = rows[rows["fold"] == "train"].reset_index(drop=True)

@@ -15,13 +15,14 @@ from typing import Any
 import pandas as pd
 from pydicom.uid import UID
 
-from mammoray import __version__, catalog, cluster, ingest, raster, storage
-from mammoray.config import Config
+from mammoray import __version__, catalog, cluster, ingest, plain, raster, storage
+from mammoray.config import Config, Scale
 from mammoray.errors import RunFolderError
 from mammoray.findings import Finding
 from mammoray.sandbox import Sandbox
 from mammoray.storage import Place
 
+_CACHE = "mammoray-cache"
 FILES = ("failures.csv", "prepare.json")
 Say = Callable[[str], None]
 
@@ -104,7 +105,15 @@ def _counted(findings: tuple[Finding, ...]) -> str:
 def cache_path(outdir: Path, config: Config) -> str:
     """Path or URI of the decoded cache: ``--cache``, or a folder beside the output folder that sibling runs share."""
     given = config.ingest.cache
-    return given if given and "://" in given else str(Path(given or outdir.parent / "mammoray-cache").resolve())
+    return given if given and "://" in given else str(Path(given or outdir.parent / _CACHE).resolve())
+
+
+def shared(config: Config, scale: Scale) -> Config:
+    """The settings with the cache on ``--storage``, where there is one and ``--cache`` names no other."""
+    if scale.storage is None or config.ingest.cache:
+        return config
+    cache = storage.join(storage.absolute(scale.storage), _CACHE)
+    return plain.replace(config, ingest=plain.replace(config.ingest, cache=cache))
 
 
 def decode(rows: pd.DataFrame, root: str, outdir: Path, config: Config, say: Say) -> ingest.Decoded:

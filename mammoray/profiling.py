@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 
+from mammoray import storage
+
 _WAIT, _WARMUP, _ACTIVE = 2, 1, 5
 _ROWS = 30
 
 
 @contextlib.contextmanager
-def profiled(folder: Path | None, steps: int) -> Iterator[Callable[[], None]]:
+def profiled(folder: str | None, steps: int) -> Iterator[Callable[[], None]]:
     """Profile some steps into ``folder``; without a folder nothing happens.
 
     Writes ``trace.json``, for chrome://tracing or ui.perfetto.dev, and ``operators.txt``, the operators that took most
@@ -22,7 +25,8 @@ def profiled(folder: Path | None, steps: int) -> Iterator[Callable[[], None]]:
 
     Parameters
     ----------
-    folder : Path or None
+    folder : str or None
+        Path or URI.
     steps : int
         That there are: fewer are profiled where there are few.
 
@@ -42,9 +46,12 @@ def profiled(folder: Path | None, steps: int) -> Iterator[Callable[[], None]]:
         yield running.step
 
 
-def _write(done: profile, folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
+def _write(done: profile, folder: str) -> None:
     order = "self_cuda_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
     table = done.key_averages().table(sort_by=order, row_limit=_ROWS)
-    (folder / "operators.txt").write_text(table + "\n", encoding="utf-8")
-    done.export_chrome_trace(str(folder / "trace.json"))
+    with tempfile.TemporaryDirectory() as name:
+        files = [Path(name) / "operators.txt", Path(name) / "trace.json"]
+        files[0].write_text(table + "\n", encoding="utf-8")
+        done.export_chrome_trace(str(files[1]))
+        for file in files:
+            storage.upload(file, storage.join(folder, file.name))

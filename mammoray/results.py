@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +16,20 @@ from mammoray import learner, pipeline, plain, prepare, records, studypage
 from mammoray import study as studies
 from mammoray.config import Config, Scale, TuneConfig
 from mammoray.controller import read_history
+from mammoray.mirror import Mirror
 from mammoray.pipeline import Say, Source
 from mammoray.population import PARENT
 from mammoray.trial import SETTINGS
 
 _STATES = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
+TRIALS = "trials"
+"""Folder of the trials in that of a search."""
 _FACTS = ("epoch", "epochs", "seconds", "epoch_seconds", "start_seconds", "images_per_second", "gflops")
 
 
 def trial_folder(outdir: Path, number: int) -> Path:
     """Of a trial."""
-    return outdir / "trials" / f"{number:04d}"
+    return outdir / TRIALS / f"{number:04d}"
 
 
 def gflops(config: Config) -> float:
@@ -100,18 +102,20 @@ def facts(study: optuna.Study, search: TuneConfig, config: Config, split_digest:
     }
 
 
-def write(outdir: Path, study: optuna.Study, search: TuneConfig, config: Config, known: dict[str, Any]) -> None:
+def write(copy: Mirror, study: optuna.Study, search: TuneConfig, config: Config, known: dict[str, Any]) -> None:
     """Write trials.parquet, best.toml and study.html, and remove the checkpoints of trials that were ended early.
 
     Parameters
     ----------
+    copy : Mirror
+        Of the search's folder.
     known : dict
         Of :func:`facts`.
     """
-    trials = table(study, search)
+    trials, outdir = table(study, search), copy.folder
     for row in trials[trials["state"] == "pruned"].itertuples():
-        for folder in (outdir / row.folder).glob("**/checkpoints"):
-            shutil.rmtree(folder, ignore_errors=True)
+        for part in [f"fold-{fold}/" for fold in range(search.folds_per_trial)] if search.folds_per_trial > 1 else [""]:
+            copy.remove(f"{row.folder}/{part}checkpoints")
     # Choices of several types in one column have no Parquet type.
     mixed = [name for name in trials if trials[name].map(type).nunique() > 1 and trials[name].dtype == object]
     trials.astype(dict.fromkeys(mixed, "string")).to_parquet(outdir / "trials.parquet", index=False)

@@ -12,6 +12,7 @@ import functools
 import mmap
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 Links = Literal["inside", "follow"]
 Place = str | Path
 """A path, or a URI as text."""
+_CHUNK = 8 << 20  # Bytes.
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +197,60 @@ def content(path: str) -> bytes | memoryview:
         if os.fstat(file.fileno()).st_size == 0:
             return b""
         return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+
+
+def upload(file: Path, path: str) -> None:
+    """Copy a file of this machine to a path or URI; whoever reads there finds all of it, or what was there before.
+
+    Raises
+    ------
+    OSError
+    """
+    local = local_path(path)
+    if local is None:
+        system, inside = filesystem(path)
+        with file.open("rb") as source, system.open_output_stream(inside) as target:
+            shutil.copyfileobj(source, target, _CHUNK)
+        return
+    _copy(file, Path(local))
+
+
+def download(path: str, file: Path) -> None:
+    """Copy a file at a path or URI to this machine, in one step as :func:`upload` does.
+
+    Raises
+    ------
+    OSError
+    """
+    local = local_path(path)
+    if local is not None:
+        _copy(Path(local), file)
+        return
+    system, inside = filesystem(path)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(f"{file.name}.partial")
+    with system.open_input_stream(inside) as source, partial.open("wb") as target:
+        shutil.copyfileobj(source, target, _CHUNK)
+    partial.replace(file)
+
+
+def _copy(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f"{target.name}.partial")
+    shutil.copyfile(source, partial)
+    partial.replace(target)
+
+
+def remove(path: str) -> None:
+    """Remove a folder and all below, where there is one.
+
+    Raises
+    ------
+    OSError
+    """
+    if is_folder(path, "--storage"):
+        system, inside = filesystem(path)
+        system.delete_dir(inside)
 
 
 def walk(root: str, links: Links = "inside") -> Iterator[Entry]:

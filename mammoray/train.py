@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import threading
@@ -17,16 +18,31 @@ import ray.train
 import ray.train.torch
 from ray.exceptions import RayActorError
 
-from mammoray import board, changes, checkpoint, controller, learner, model, records, rooms, shortage, tasks, trackers
+from mammoray import (
+    board,
+    changes,
+    checkpoint,
+    controller,
+    learner,
+    model,
+    records,
+    rooms,
+    shortage,
+    storage,
+    tasks,
+    trackers,
+)
 from mammoray.batches import ShardConfig
 from mammoray.config import Config, Scale
 from mammoray.controller import read_history, write_history
 from mammoray.errors import ClusterError, ConfigError, InterruptedRunError, MammorayError, RunFolderError, TrainError
+from mammoray.mirror import RAYS, Mirror, place
 from mammoray.model import Tensors
 from mammoray.plain import to_dict
 from mammoray.records import History
 
-_RAY_FOLDER = "ray"
+_DONE = "finished"
+"""An empty file beside the checkpoints of a finished training."""
 # Ray's own two seconds are what each report of an epoch, and each death, would wait for.
 _LOOKS = ("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
 Say = Callable[[str], None]
@@ -50,7 +66,8 @@ def fit(
     say: Say,
     log: board.Log | None = None,
     stop: threading.Event | None = None,
-    start: Path | None = None,
+    start: str | None = None,
+    copy: Mirror | None = None,
 ) -> Fitted:
     """Train on the rows of fold ``train``, choose the best epoch on fold ``val``.
 
@@ -67,16 +84,18 @@ def fit(
     config, scale
         What to compute, and where.
     outdir : Path
-        Gets ``history.jsonl``, ``checkpoints/`` and what the trackers write; on a cluster, on storage that all nodes
-        see.
+        Gets ``history.jsonl``, ``checkpoints/`` and what the trackers write; on a cluster without ``scale.storage``,
+        a folder that all nodes see.
     say : callable
         Gets a line of progress now and then.
     log : callable
         Gets the record of each epoch, as it stands in history.jsonl, soon after the epoch.
     stop : threading.Event
         When it is set, the training makes a checkpoint and ends as by SIGTERM.
-    start : Path
-        Folder ``checkpoints/last`` of another training, finished, to go on from with its history.
+    start : str
+        Path or URI of the folder ``checkpoints/last`` of another training, finished, to go on from with its history.
+    copy : Mirror
+        Of ``outdir`` or a folder above it, where ``scale.storage`` is set.
 
     Raises
     ------
@@ -88,31 +107,37 @@ def fit(
         The run was told to stop, by SIGTERM or ``stop``; it has made a checkpoint.
     """
     checkpoints = outdir / "checkpoints"
+    shared = place(outdir.resolve(), scale.storage) or str(outdir.resolve())
+    rays = storage.join(shared, RAYS)
     history = read_history(outdir)
-    if history and _is_finished(history, config) and not (checkpoints / _RAY_FOLDER).exists():
+    if history and _is_finished(history, config) and (checkpoints / _DONE).exists():
+        storage.remove(rays)  # A kill may have left some of it.
         return Fitted(history=history, best=checkpoints / "best", last=checkpoints / "last")
     scaling, state = check(config, scale, outdir, start)
     tasks.check(rows[rows["fold"] == "train"], config.model.auxiliary)
     say(f"train: {_workers(scale)} on {'GPUs' if scaling.use_gpu else 'CPUs'}")
     os.environ.setdefault(*_LOOKS)
     own_board = board.open_board()
+    system, path = storage.filesystem(rays, "--storage")
+    folder, name = storage.split(path)
     trainer = ray.train.torch.TorchTrainer(
         controller.work,
         train_loop_config={
             "config": to_dict(config),
             "state": None if state is None else ray.put(state),
-            "start": None if start is None else str(start.resolve()),
+            "start": start,
             "split_digest": split_digest,
             "cpus": scale.cpus_per_worker,
             "board": own_board,
-            "profile": str(outdir.resolve() / "profile") if config.train.profile else None,
+            "profile": storage.join(shared, "profile") if config.train.profile else None,
         },
         scaling_config=scaling,
         datasets={fold: _fold_dataset(rows, fold) for fold in ("train", "val")},
         dataset_config=ShardConfig(datasets_to_split=[]),
         run_config=ray.train.RunConfig(
-            name=_RAY_FOLDER,
-            storage_path=str(checkpoints.resolve()),
+            name=name,
+            storage_path=folder,
+            storage_filesystem=system,
             failure_config=ray.train.FailureConfig(max_failures=config.train.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(
                 num_to_keep=config.train.keep, checkpoint_score_attribute="score"
@@ -123,7 +148,7 @@ def fit(
     with tracking(split_digest, config, scale, outdir, say) as following:
         with board.listening(own_board, say, _both(following.log, log), stop):
             result = _follow(trainer, own_board, checkpoints, say)
-        fitted = _finish(result, checkpoints, config, outdir, start)
+        fitted = _finish(result, config, outdir, rays, start, copy)
         following.close({name: fitted.history[-1][name] for name in ("val_kappa", "val_accuracy", "val_loss")})
     return fitted
 
@@ -172,8 +197,11 @@ def _follow(trainer: Any, own_board: Any, checkpoints: Path, say: Say) -> ray.tr
     return result
 
 
-def _finish(result: ray.train.Result, checkpoints: Path, config: Config, outdir: Path, start: Path | None) -> Fitted:
+def _finish(
+    result: ray.train.Result, config: Config, outdir: Path, rays: str, start: str | None, copy: Mirror | None
+) -> Fitted:
     """Put the checkpoints where people find them, and write the history down for good."""
+    checkpoints = outdir / "checkpoints"
     try:
         # The newest checkpoint knows all epochs; a kill just before history.jsonl is written can cost that file one.
         _keep(result.checkpoint, checkpoints / "last")
@@ -184,17 +212,28 @@ def _finish(result: ray.train.Result, checkpoints: Path, config: Config, outdir:
         reported = [*result.best_checkpoints, (result.checkpoint, result.metrics)]
         kept = {int(metrics["epoch"]): one for one, metrics in reported if metrics["step"] == 0}
         # The best epoch may be one of the training that this one has gone on from.
-        inherited = start is not None and best not in kept and ray.train.Checkpoint(str(start.parent / "best"))
+        inherited = (
+            start is not None and best not in kept and _checkpoint(storage.join(storage.split(start)[0], "best"))
+        )
         _keep(inherited or kept[best], checkpoints / "best")
         for epoch in sorted(kept, key=lambda e: -records.score(history[e], config.train))[1 : config.train.keep]:
             _keep(kept[epoch], checkpoints / f"epoch-{epoch:03d}")
-        # Renamed first, so that a kill leaves either all of Ray's folder, or a finished training.
-        rubbish = (checkpoints / _RAY_FOLDER).rename(checkpoints / f"{_RAY_FOLDER}.old")
+        # A kill leaves either all of Ray's folder, or a finished training.
+        (checkpoints / _DONE).touch()
     except OSError as error:
         remedy = "Make room, and start the same command again."
         raise RunFolderError(str(outdir), "a folder that can be written", str(error), remedy) from error
-    shutil.rmtree(rubbish, ignore_errors=True)
+    if copy is not None:
+        copy.push()
+    with contextlib.suppress(OSError):
+        storage.remove(rays)
     return Fitted(history=history, best=checkpoints / "best", last=checkpoints / "last")
+
+
+def _checkpoint(folder: str) -> ray.train.Checkpoint:
+    """Of a path or URI."""
+    system, path = storage.filesystem(folder)
+    return ray.train.Checkpoint(path, system)
 
 
 def _keep(one: ray.train.Checkpoint, folder: Path) -> None:
@@ -203,7 +242,7 @@ def _keep(one: ray.train.Checkpoint, folder: Path) -> None:
 
 
 def check(
-    config: Config, scale: Scale, outdir: Path, start: Path | None = None
+    config: Config, scale: Scale, outdir: Path, start: str | None = None
 ) -> tuple[ray.train.ScalingConfig, Tensors | None]:
     """What :func:`fit` needs before it can start, to be asked for before hours go into decoding.
 

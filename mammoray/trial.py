@@ -7,11 +7,14 @@ folds, each in a folder of its own. A trial whose process or node is lost goes o
 
 from __future__ import annotations
 
+import contextlib
+import io
 import queue
+import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,10 +22,11 @@ from typing import Any
 import pandas as pd
 from ray import tune
 
-from mammoray import plain, records
+from mammoray import plain, records, storage
 from mammoray.config import Config, Scale
 from mammoray.controller import read_history
 from mammoray.errors import MammorayError
+from mammoray.mirror import Mirror, mirrored, place
 
 Tell = Callable[[dict[str, Any]], None]
 SETTINGS = "config.toml"
@@ -37,27 +41,27 @@ class Job:
     number : int
         Of the trial.
     folder : Path
-        Of the trial, seen by every node.
-    rows : Path
-        Parquet file of the rows of training and validation, with a column ``fold``, or ``fold-0`` and so on where a
-        trial has several folds.
+        Of the trial; seen by every node, unless there is a copy.
+    rows : str
+        Path or URI of a Parquet file of the rows of training and validation, with a column ``fold``, or ``fold-0`` and
+        so on where a trial has several folds.
     folds : int
         How many of them.
     split_digest : str
     scale : Scale
-    start : Path or None
-        Folder of the trial that it goes on from.
+    start : str or None
+        Path or URI of the folder of the trial that it goes on from.
     after : int
         Epochs that this one has behind it.
     """
 
     number: int
     folder: Path
-    rows: Path
+    rows: str
     folds: int
     split_digest: str
     scale: Scale
-    start: Path | None = None
+    start: str | None = None
     after: int = 0
 
 
@@ -111,32 +115,71 @@ def work(job: Job, tell: Tell, stop: threading.Event) -> None:
     began = time.monotonic()
     from mammoray import train  # noqa: PLC0415 - the network's code: its seconds are a part of the trial's start.
 
-    config = plain.load_toml(job.folder / SETTINGS)
-    rows = pd.read_parquet(job.rows)
-    standing = _Standing(config, job.after)
-    waited: list[float] = []
+    with _own_folder(job) as copy:
+        config, rows = plain.load_toml(copy.folder / SETTINGS), pd.read_parquet(io.BytesIO(storage.content(job.rows)))
+        standing = _Standing(config, job.after)
+        waited: list[float] = []
 
-    def log(record: records.Record) -> None:
-        waited.append(time.monotonic() - began - record["val_seconds"])
-        known = standing.histories[-1]  # A resumed training may do the last of them again.
-        standing.histories[-1] = [*(one for one in known if one["epoch"] < record["epoch"]), record]
-        if record["epoch"] and job.folds == 1:
-            tell({**standing.message(1), "start_seconds": waited[0]})
+        def log(record: records.Record) -> None:
+            waited.append(time.monotonic() - began - record["val_seconds"])
+            known = standing.histories[-1]  # A resumed training may do the last of them again.
+            standing.histories[-1] = [*(one for one in known if one["epoch"] < record["epoch"]), record]
+            if record["epoch"] and job.folds == 1:
+                tell({**standing.message(1), "start_seconds": waited[0]})
 
-    for fold in range(job.folds):
-        part = "" if job.folds == 1 else f"fold-{fold}"
-        outdir, start = job.folder / part, job.start and job.start / part
-        outdir.mkdir(exist_ok=True)
-        standing.histories.append(read_history(outdir) or (read_history(start) if start else []))
-        own = rows.assign(fold=rows[part]) if part else rows
-        begin = start and start / "checkpoints" / "last"
-        fitted = train.fit(own, job.split_digest, config, job.scale, outdir, lambda line: None, log, stop, begin)
-        standing.histories[-1] = fitted.history
-        if stop.is_set():
-            return
-        if job.folds > 1:
-            tell({**standing.message(job.folds), "start_seconds": waited[0] if waited else None})
+        for part in _parts(job, copy):
+            part.outdir.mkdir(exist_ok=True)
+            standing.histories.append(read_history(part.outdir) or (read_history(part.start) if part.start else []))
+            fitted = train.fit(
+                rows.assign(fold=rows[part.column]),
+                job.split_digest,
+                config,
+                part.scale,
+                part.outdir,
+                lambda line: None,
+                log=log,
+                stop=stop,
+                start=part.start and storage.join(part.start, "checkpoints/last"),
+                copy=copy,
+            )
+            standing.histories[-1] = fitted.history
+            if stop.is_set():
+                return
+            if job.folds > 1:
+                tell({**standing.message(job.folds), "start_seconds": waited[0] if waited else None})
     tell({**standing.message(job.folds), "start_seconds": waited[0] if waited else None, "finished": True})
+
+
+@contextlib.contextmanager
+def _own_folder(job: Job) -> Iterator[Mirror]:
+    """The folder to train in: the trial's, or where nodes see no common folder, one of this node with a copy."""
+    copy = place(job.folder, job.scale.storage)
+    if copy is None:
+        yield Mirror(job.folder, None)
+        return
+    with (
+        tempfile.TemporaryDirectory(prefix="mammoray-") as name,
+        mirrored(Path(name) / job.folder.name, copy, (SETTINGS,)) as own,
+    ):
+        yield own
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A training of the trial: its folder, the column of its folds, where it goes on from, and its storage."""
+
+    outdir: Path
+    column: str
+    start: str | None
+    scale: Scale
+
+
+def _parts(job: Job, copy: Mirror) -> list[_Part]:
+    if job.folds == 1:
+        return [_Part(copy.folder, "fold", job.start, job.scale)]
+    scale = plain.replace(job.scale, storage=copy.copy)
+    names = [f"fold-{fold}" for fold in range(job.folds)]
+    return [_Part(copy.folder / name, name, job.start and storage.join(job.start, name), scale) for name in names]
 
 
 class Trial(tune.Trainable):  # type: ignore[misc]

@@ -6,11 +6,10 @@ Patients of the test set are no part of those rows.
 
 from __future__ import annotations
 
+import contextlib
 import os
-import shutil
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -20,13 +19,14 @@ import optuna
 from optuna.trial import FrozenTrial
 from ray import tune
 
-from mammoray import cache, cluster, ingest, marker, pipeline, plain, prepare, results, rooms, split, train
+from mammoray import cache, cluster, ingest, marker, pipeline, plain, prepare, results, rooms, split, storage, train
 from mammoray import population as populations
 from mammoray import space as spaces
 from mammoray import study as studies
 from mammoray.config import Config, DecodeConfig, Scale, SplitConfig, TuneConfig
 from mammoray.draws import Space
 from mammoray.errors import ClusterError, ConfigError, InterruptedRunError
+from mammoray.mirror import Mirror, mirrored, place
 from mammoray.pipeline import Say, Source
 from mammoray.population import Population
 from mammoray.searching import StudyScheduler, StudySearch, Trials
@@ -64,6 +64,14 @@ def run(
     InterruptedRunError
         The search was told to stop, by SIGTERM.
     """
+    outdir = source.outdir.absolute()
+    with mirrored(outdir, place(outdir, scale.storage), (marker.NAME,)) as copy:
+        return _run(source, space, prepare.shared(config, scale), search, scale, say, copy)
+
+
+def _run(
+    source: Source, space: str, config: Config, search: TuneConfig, scale: Scale, say: Say, copy: Mirror
+) -> dict[str, Any]:
     draw = spaces.load(space, config)
     points = spaces.points(search.points)
     data, parts, _ = pipeline.read(source, config, say)
@@ -81,19 +89,21 @@ def run(
     study = studies.open_study(search.study_storage or str(outdir / studies.JOURNAL), search, config)
     with cluster.connect(scale.address), _on_sigterm():
         at_once, own_scale = resources(search, scale)
-        sizes = _RowsBySize(source, config, search, data, parts, say)
+        own_scale = plain.replace(own_scale, storage=copy.copy and storage.join(copy.copy, results.TRIALS))
+        sizes = _RowsBySize(source, config, search, data, parts, copy, say)
         left = _prepare_study(study, draw, points, search, config, say)
         say(_plan(study, left, wanted, at_once, own_scale, search))
         population = _population(study, search, config)
-        begin = _Begin(draw, config, outdir, parts.digest, search, own_scale, sizes, population)
+        begin = _Begin(draw, config, copy, parts.digest, search, own_scale, sizes, population)
         try:
-            _search(study, search, config, begin, at_once, left, outdir, say)
+            _search(study, search, config, begin, at_once, left, copy, say)
         finally:  # A search that is interrupted can be looked at, too.
+            copy.fetch(results.TRIALS)
             facts = results.facts(study, search, config, parts.digest)
-            results.write(outdir, study, search, config, facts)
+            results.write(copy, study, search, config, facts)
         if search.retrain_best and facts["best"] is not None:
-            facts["test"] = results.retrain(source, facts["best"], config, scale, say)
-            results.write(outdir, study, search, config, facts)
+            facts["test"] = results.retrain(source, facts["best"], config, plain.replace(scale, storage=copy.copy), say)
+            results.write(copy, study, search, config, facts)
     return facts
 
 
@@ -166,17 +176,17 @@ class _RowsBySize:
     """Decoded rows of training and validation for each size of images, decoded when first asked for."""
 
     def __init__(
-        self, source: Source, config: Config, search: TuneConfig, data: Any, parts: split.Split, say: Say
+        self, source: Source, config: Config, search: TuneConfig, data: Any, parts: split.Split, copy: Mirror, say: Say
     ) -> None:
         self.source, self.config, self.search, self.data, self.say = source, config, search, data, say
-        self.parts = parts
+        self.parts, self.copy = parts, copy
         self.files: dict[str, Path] = {}
 
     def rows(self, decode: DecodeConfig) -> Path:
         """A file of the rows, see :class:`mammoray.trial.Job`."""
         name = plain.digest(decode)
         if name not in self.files:
-            self.files[name] = self._decode(decode, self.source.outdir / f"rows-{name}.parquet")
+            self.files[name] = self._decode(decode, self.copy.folder / f"rows-{name}.parquet")
         return self.files[name]
 
     def _decode(self, decode: DecodeConfig, file: Path) -> Path:
@@ -195,6 +205,7 @@ class _RowsBySize:
         partial = file.with_suffix(".partial")
         rows.to_parquet(partial, index=False)
         partial.replace(file)
+        self.copy.push((file.name,))
         return file
 
 
@@ -204,7 +215,7 @@ class _Begin:
 
     draw: Space
     config: Config
-    outdir: Path
+    copy: Mirror
     split_digest: str
     search: TuneConfig
     scale: Scale
@@ -215,31 +226,34 @@ class _Begin:
         """What the trial's process is to do."""
         config = spaces.apply(self.config, self.draw(trial))
         if self.population is not None:
-            start = self._start(trial)
-            config = self.population.settings(trial, config, plain.load_toml(start / SETTINGS) if start else None)
+            parent = self._parent(trial)
+            own = plain.load_toml(self.copy.folder / parent / SETTINGS) if parent else None
+            config = self.population.settings(trial, config, own)
         trial.set_user_attr("gflops", results.gflops(config))
         job = self.job(trial, config)
         job.folder.mkdir(parents=True, exist_ok=True)
         partial = job.folder / f"{SETTINGS}.partial"
         partial.write_text(plain.to_toml(config), encoding="utf-8")
         partial.replace(job.folder / SETTINGS)
+        self.copy.push((job.folder.relative_to(self.copy.folder).joinpath(SETTINGS).as_posix(),))
         return job
 
-    def _start(self, trial: optuna.Trial | FrozenTrial) -> Path | None:
-        """The folder of the trial that this one goes on from."""
+    def _parent(self, trial: optuna.Trial | FrozenTrial) -> Path | None:
+        """The folder of the trial that this one goes on from, below the search's."""
         parent = trial.user_attrs.get(populations.PARENT)
-        return None if parent is None else results.trial_folder(self.outdir, parent).absolute()
+        return None if parent is None else results.trial_folder(Path(), parent)
 
     def job(self, trial: optuna.Trial | FrozenTrial, config: Config) -> Job:
         """Of a trial with these settings."""
+        shared, parent = self.copy.copy or str(self.copy.folder), self._parent(trial)
         return Job(
             number=trial.number,
-            folder=results.trial_folder(self.outdir, trial.number).absolute(),
-            rows=self.sizes.rows(config.decode).absolute(),
+            folder=results.trial_folder(self.copy.folder, trial.number),
+            rows=storage.join(shared, self.sizes.rows(config.decode).name),
             folds=self.search.folds_per_trial,
             split_digest=self.split_digest,
             scale=self.scale,
-            start=self._start(trial),
+            start=None if parent is None else storage.join(shared, parent.as_posix()),
             after=trial.user_attrs.get(populations.GENERATION, 0) * self.search.grace,
         )
 
@@ -270,11 +284,11 @@ def _search(
     begin: _Begin,
     at_once: int,
     left: int,
-    outdir: Path,
+    copy: Mirror,
     say: Say,
 ) -> None:
     """Run the trials that are left, those that were interrupted first."""
-    begun: list[tuple[FrozenTrial, Job]] = []
+    outdir, begun = copy.folder, list[tuple[FrozenTrial, Job]]()
     for frozen in studies.interrupted(study, lambda number: (results.trial_folder(outdir, number) / SETTINGS).exists()):
         own = plain.load_toml(results.trial_folder(outdir, frozen.number) / SETTINGS)
         begun.append((frozen, begin.job(frozen, own)))
@@ -286,7 +300,8 @@ def _search(
     os.environ |= {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_AIR_NEW_OUTPUT": "0"}
     # The message of a trial that fails has no value, and may be its first.
     os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"
-    folder = outdir / "ray"
+    folder = storage.join(copy.copy or str(outdir), "ray")
+    system, path = storage.filesystem(folder, "--storage")
     tuner = tune.Tuner(
         tune.with_resources(Trial, {"memory": _MEMORY}),
         tune_config=tune.TuneConfig(
@@ -300,19 +315,21 @@ def _search(
         ),
         run_config=tune.RunConfig(
             name="tune",
-            storage_path=str(folder.absolute()),
+            storage_path=path,
+            storage_filesystem=system,
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=config.train.max_failures),
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False, checkpoint_frequency=0),
         ),
     )
     tuner.fit()
-    shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        storage.remove(folder)
     if trials.open or trials.left:  # Ray Tune takes an interrupt from the keyboard itself, and ends in peace.
         raise InterruptedRunError("the search", "to be left alone", "an interrupt", _AGAIN)
 
 
-@contextmanager
+@contextlib.contextmanager
 def _on_sigterm() -> Iterator[None]:
     """Leave the search at a SIGTERM, as at an interrupt from the keyboard, which Ray Tune waits for.
 

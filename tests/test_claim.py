@@ -5,6 +5,7 @@ import pytest
 
 from mammoray import claim
 from mammoray.errors import RunFolderError
+from mammoray.mirror import Mirror
 
 
 def finish(outdir: Path) -> None:
@@ -17,11 +18,11 @@ def test_only_the_same_run_may_go_on_and_it_keeps_its_checkpoints(tmp_path: Path
     outdir = tmp_path / "a" / "run"
     assert not claim.is_finished(outdir, "one")
     assert not outdir.exists(), "looking writes nothing"
-    claim.take(outdir, "one")
+    claim.take(Mirror(outdir, None), "one")
     (outdir / "checkpoints").mkdir()
     (outdir / "history.jsonl").write_text("{}\n")
     assert not claim.is_finished(outdir, "one")
-    claim.take(outdir, "one")
+    claim.take(Mirror(outdir, None), "one")
     assert (outdir / "checkpoints").is_dir()
     with pytest.raises(RunFolderError, match="another run"):
         claim.is_finished(outdir, "two")
@@ -30,10 +31,10 @@ def test_only_the_same_run_may_go_on_and_it_keeps_its_checkpoints(tmp_path: Path
 
 
 def test_a_run_without_an_epoch_gives_way_to_another_with_all_it_left(tmp_path: Path) -> None:
-    claim.take(tmp_path, "one")
+    claim.take(Mirror(tmp_path, None), "one")
     (tmp_path / "checkpoints").mkdir()
     assert not claim.is_finished(tmp_path, "two")
-    claim.take(tmp_path, "two")
+    claim.take(Mirror(tmp_path, None), "two")
     assert not (tmp_path / "checkpoints").exists()
 
 

@@ -50,7 +50,7 @@ class Run:
         own = spaces.apply(BASE, draw(trial))
         self.settings[trial.number] = self.population.settings(trial, own, self.settings.get(parent))
         where = Path(str(trial.number))
-        return Job(number=trial.number, folder=where, rows=where, folds=1, split_digest="", scale=Scale())
+        return Job(number=trial.number, folder=where, rows="", folds=1, split_digest="", scale=Scale())
 
     def end(self, number: int) -> None:
         value = self.study.get_trials()[number].params["optim.lr"]

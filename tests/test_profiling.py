@@ -9,7 +9,7 @@ from mammoray import profiling
 
 @pytest.mark.parametrize("steps", [2, 3, 12])
 def test_the_operators_of_some_steps_are_written_down(tmp_path: Path, steps: int) -> None:
-    with profiling.profiled(tmp_path / "profile", steps) as tick:
+    with profiling.profiled(str(tmp_path / "profile"), steps) as tick:
         for _ in range(steps):
             torch.rand(50, 50) @ torch.rand(50, 50)
             tick()

@@ -19,7 +19,7 @@ BASE = Config()
 def job(trial: optuna.Trial) -> Job:
     trial.suggest_float("lr", 1e-4, 1e-2)
     where = Path("trials") / str(trial.number)
-    return Job(number=trial.number, folder=where, rows=where, folds=1, split_digest="", scale=Scale())
+    return Job(number=trial.number, folder=where, rows="", folds=1, split_digest="", scale=Scale())
 
 
 def begun(folder: Path, begin: Any = job, left: int = 4, **settings: Any) -> Trials:

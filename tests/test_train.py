@@ -24,7 +24,7 @@ METRICS = ("loss", "kappa", "accuracy", "balanced_accuracy", "f1", "auc")
 
 
 def fit(
-    prepared: Prepared, outdir: Path, config: Config = SMALL, workers: int = 1, start: Path | None = None
+    prepared: Prepared, outdir: Path, config: Config = SMALL, workers: int = 1, start: str | None = None
 ) -> train.Fitted:
     outdir.mkdir(exist_ok=True)
     scale = Scale(num_workers=workers)
@@ -386,7 +386,7 @@ def test_a_training_that_goes_on_from_another_with_changed_settings_equals_one_w
     begin = replace(base, train=replace(base.train, stop_epoch=1, trackers=()))
     first = fit(prepared, tmp_path / "first", begin)
     whole, same = (replace(base, train=replace(base.train, changes=own, trackers=())) for own in (changed, ()))
-    second = fit(prepared, tmp_path / "second", whole, start=first.last)
+    second = fit(prepared, tmp_path / "second", whole, start=str(first.last))
     straight, unchanged = fit(prepared, tmp_path / "straight", whole), fit(prepared, tmp_path / "unchanged", same)
     curves = [[(r["train_loss"], r["val_loss"], r["lr"]) for r in one.history] for one in (second, straight, unchanged)]
     assert curves[0] == curves[1]

@@ -1,0 +1,172 @@
+"""A run's folder on this machine, and its copy on storage that the nodes of a cluster share (``--storage``).
+
+The copy is the truth: it is fetched before a run goes on, wherever the driver now is, and brought up to date while it
+works. Ray's own checkpoints, which workers write, lie there only; what a driver that is lost can take along is some
+seconds of what they tell.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from mammoray import storage
+from mammoray.errors import MammorayError, RunFolderError, StorageError
+
+_EVERY = 5.0  # Seconds between looks for new files.
+RAYS = "checkpoints/ray"
+"""Folder of Ray's own checkpoints in a run's folder."""
+Known = dict[str, tuple[int, int]]
+"""Size and time of each file that is the same on both sides."""
+
+
+def place(outdir: Path, shared: str | None) -> str | None:
+    """Where a run's folder has its copy, or None where all nodes see the folder itself.
+
+    Examples
+    --------
+    >>> place(Path("runs/first"), "s3://bucket/runs?region=eu-west-1")
+    's3://bucket/runs/first?region=eu-west-1'
+    """
+    return storage.join(storage.absolute(shared), outdir.name) if shared else None
+
+
+class Mirror:
+    """A folder and its copy; without a copy, nothing happens.
+
+    Parameters
+    ----------
+    folder : Path
+    copy : str or None
+        Path or URI.
+    """
+
+    def __init__(self, folder: Path, copy: str | None) -> None:
+        self.folder, self.copy = folder, copy
+        self.known: Known = {}
+        self.lock = threading.Lock()
+
+    def fetch(self, below: str = "") -> None:
+        """Take all files that the copy has, or those below one of its folders, in place of those that are here.
+
+        Raises
+        ------
+        StorageError
+            It does not answer.
+        """
+        if self.copy is None:
+            return
+        source = storage.join(self.copy, below) if below else self.copy
+        with _answering(source), self.lock:
+            for entry in storage.walk(source) if storage.is_folder(source, "--storage") else ():
+                name = f"{below}/{entry.path}" if below else entry.path
+                if not _is_left(name) and not self._is_same(name, entry.size):
+                    storage.download(storage.join(self.copy, name), self.folder / name)
+                    self.known[name] = _stamp(self.folder / name)
+
+    def push(self, names: Iterable[str] | None = None) -> None:
+        """Bring the copy up to date, or only these files of it.
+
+        Raises
+        ------
+        StorageError
+            It cannot be written.
+        """
+        if self.copy is None:
+            return
+        with _answering(self.copy), self.lock:
+            for name in self._changed() if names is None else names:
+                with contextlib.suppress(FileNotFoundError):  # Replaced or removed meanwhile.
+                    stamp = _stamp(self.folder / name)
+                    storage.upload(self.folder / name, storage.join(self.copy, name))
+                    self.known[name] = stamp
+
+    def remove(self, name: str) -> None:
+        """Remove a folder below, here and in the copy.
+
+        Raises
+        ------
+        StorageError
+        """
+        storage.remove(str(self.folder / name))
+        if self.copy is not None:
+            with _answering(self.copy), self.lock:
+                storage.remove(storage.join(self.copy, name))
+                self.known = {known: stamp for known, stamp in self.known.items() if not known.startswith(f"{name}/")}
+
+    def _is_same(self, name: str, size: int) -> bool:
+        path = self.folder / name
+        return path.exists() and _stamp(path) == self.known.get(name) and path.stat().st_size == size
+
+    def _changed(self) -> list[str]:
+        """Files to push; the marker last, because it says what the others are."""
+        found = [path.relative_to(self.folder).as_posix() for path in self.folder.rglob("*") if path.is_file()]
+        new = []
+        for name in found:
+            with contextlib.suppress(FileNotFoundError):
+                if not _is_left(name) and self.known.get(name) != _stamp(self.folder / name):
+                    new.append(name)
+        return sorted(new, key=lambda name: (name.endswith("run.json"), name))
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
+
+
+def _is_left(name: str) -> bool:
+    return name.endswith(".partial") or name.startswith(f"{RAYS}/") or f"/{RAYS}/" in name
+
+
+@contextlib.contextmanager
+def _answering(copy: str) -> Iterator[None]:
+    try:
+        yield
+    except MammorayError:
+        raise
+    except OSError as error:
+        remedy = "Check --storage, and the credentials in the environment; then the same command goes on from there."
+        raise StorageError(storage.shown(copy), "storage that answers", storage.reason(error), remedy) from None
+
+
+@contextlib.contextmanager
+def mirrored(folder: Path, copy: str | None, markers: tuple[str, ...] = ("run.json",)) -> Iterator[Mirror]:
+    """Keep a folder and its copy the same for the time of a ``with`` block.
+
+    Parameters
+    ----------
+    markers : tuple of str
+        One of these files says that the folder is a run's.
+
+    Raises
+    ------
+    RunFolderError
+        The folder here holds files of something else, which the copy would be mixed with.
+    StorageError
+        The storage does not answer at the beginning, or not at the end.
+    """
+    own = Mirror(folder, copy)
+    if copy is None:
+        yield own
+        return
+    if folder.is_dir() and any(folder.iterdir()) and not any((folder / name).exists() for name in markers):
+        remedy = "Choose another --outdir, or empty it."
+        raise RunFolderError(str(folder), "an empty folder, or the copy of this run", "other files", remedy)
+    own.fetch()
+    done = threading.Event()
+
+    def work() -> None:
+        while not done.wait(_EVERY):
+            with contextlib.suppress(MammorayError, OSError):  # It is tried again, and told of at the end.
+                own.push()
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        yield own
+    finally:
+        done.set()
+        thread.join()
+        own.push()
