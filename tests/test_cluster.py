@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import yaml
 
 from mammoray import cluster
 from mammoray.errors import ClusterError
@@ -191,16 +190,3 @@ def test_the_command_line_says_so_too(rsna: SynthSummary, tmp_path: Path) -> Non
     assert done.returncode == 2
     assert "ray start --head" in done.stderr
     assert "Traceback" not in done.stderr
-
-
-def test_cluster_yaml_is_valid_by_rays_own_schema() -> None:
-    from ray.autoscaler._private.util import prepare_config, validate_config
-
-    config = yaml.safe_load((ROOT / "cluster.yaml").read_text(encoding="utf-8"))
-    validate_config(prepare_config(config))
-    assert config["max_workers"] >= sum(kind.get("max_workers", 0) for kind in config["available_node_types"].values())
-
-
-def test_what_the_job_uploads_leaves_data_and_environments_at_home() -> None:
-    excludes = yaml.safe_load((ROOT / "jobs" / "runtime_env.yaml").read_text(encoding="utf-8"))["excludes"]
-    assert {".git", ".venv", "demo", "*.dcm", "*.parquet"} <= set(excludes)
