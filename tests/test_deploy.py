@@ -3,13 +3,13 @@
 Not seen here: a real cloud, and Docker. Of cluster-gcp.yaml the names inside of ``node_config`` are Google's affair.
 """
 
-import copy
 import logging
 import re
 import shutil
 import socket
 import zipfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -160,29 +160,42 @@ def test_a_refused_launch_does_not_make_ray_fall_back_which_is_why_there_is_a_fl
     assert standing() == {"x": 0.0}
 
 
-@pytest.fixture
-def aws(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
-    """EC2 of an AWS in this process, with the instance profiles that cluster.yaml names."""
+@dataclass(frozen=True)
+class Launched:
+    """What stands in an AWS after Ray launched one node of each type."""
+
+    nodes: dict[str, Json]
+    groups: list[Json]
+
+
+@pytest.fixture(scope="module")
+def launched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launched]:
+    """One instance of each node type of cluster.yaml, launched by Ray's own code in an AWS of this process."""
     import boto3
     from moto import mock_aws
 
-    monkeypatch.setenv("HOME", str(tmp_path))  # Ray writes the key pair there.
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "none")
-    with mock_aws():
+    with pytest.MonkeyPatch.context() as patch, mock_aws():
+        patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))  # Ray writes the key pair there.
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            patch.setenv(name, "none")
         for name in ("mammoray-head", "mammoray-worker"):
             boto3.client("iam", region_name="us-east-1").create_instance_profile(InstanceProfileName=name)
-        yield boto3.client("ec2", region_name=load("cluster.yaml")["provider"]["region"])
+        ec2 = boto3.client("ec2", region_name=load("cluster.yaml")["provider"]["region"])
+        launch(ec2.describe_images()["Images"][0]["ImageId"])
+        found = [one for many in ec2.describe_instances()["Reservations"] for one in many["Instances"]]
+        groups = sorted({group["GroupId"] for node in found for group in node["SecurityGroups"]})
+        yield Launched(
+            {tags(node)["ray-user-node-type"]: node for node in found},
+            ec2.describe_security_groups(GroupIds=groups)["SecurityGroups"],
+        )
 
 
-def launched(ec2: Any) -> dict[str, Json]:
-    """One instance of each node type, launched by Ray's own provider."""
+def launch(image: str) -> None:
     from moto.core import DEFAULT_ACCOUNT_ID
     from ray.autoscaler._private.aws.config import bootstrap_aws
     from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
 
-    config = copy.deepcopy(prepared("cluster.yaml"))
-    image = ec2.describe_images()["Images"][0]["ImageId"]
+    config = prepared("cluster.yaml")
     for node in config["available_node_types"].values():
         profile = node["node_config"]["IamInstanceProfile"]["Arn"].replace("0" * 12, DEFAULT_ACCOUNT_ID)
         node["node_config"] |= {"ImageId": image, "IamInstanceProfile": {"Arn": profile}}
@@ -190,16 +203,14 @@ def launched(ec2: Any) -> dict[str, Json]:
     provider = AWSNodeProvider(config["provider"], config["cluster_name"])
     for kind, node in config["available_node_types"].items():
         provider.create_node(node["node_config"], {"ray-user-node-type": kind}, 1)
-    found = [one for many in ec2.describe_instances()["Reservations"] for one in many["Instances"]]
-    return {tags(one)["ray-user-node-type"]: one for one in found}
 
 
 def tags(instance: Json) -> dict[str, str]:
     return {tag["Key"]: tag["Value"] for tag in instance["Tags"]}
 
 
-def test_ray_launches_every_node_type_on_aws_with_its_market_profile_and_tags(aws: Any) -> None:
-    nodes = launched(aws)
+def test_ray_launches_every_node_type_on_aws_with_its_market_profile_and_tags(launched: Launched) -> None:
+    nodes = launched.nodes
     assert set(nodes) == set(load("cluster.yaml")["available_node_types"])
     assert {kind for kind, node in nodes.items() if node.get("InstanceLifecycle") == "spot"} == {"gpu_spot", "cpu_spot"}
     for kind, node in nodes.items():
@@ -208,10 +219,9 @@ def test_ray_launches_every_node_type_on_aws_with_its_market_profile_and_tags(aw
         assert tags(node)["project"] == "mammoray" and tags(node)["owner"]
 
 
-def test_from_outside_an_aws_cluster_only_ssh_is_open(aws: Any) -> None:
-    groups = {group["GroupId"] for node in launched(aws).values() for group in node["SecurityGroups"]}
-    rules = aws.describe_security_groups(GroupIds=sorted(groups))["SecurityGroups"]
-    outside = [rule for group in rules for rule in group["IpPermissions"] if rule["IpRanges"] or rule["Ipv6Ranges"]]
+def test_from_outside_an_aws_cluster_only_ssh_is_open(launched: Launched) -> None:
+    rules = [rule for group in launched.groups for rule in group["IpPermissions"]]
+    outside = [rule for rule in rules if rule["IpRanges"] or rule["Ipv6Ranges"]]
     assert [(rule["FromPort"], rule["ToPort"]) for rule in outside] == [(22, 22)]
 
 
@@ -268,7 +278,7 @@ def checkout(tmp_path: Path) -> Path:
 
 LITTER = [
     ".venv/lib/python3.11/site-packages/torch/big.so", "env/lib/big.so", ".git/objects/pack/one.pack",
-    "mammoray-cache/0123/shard.arrow", "demo/data/train_images/1/2.dcm", "runs/first/checkpoints/best/model.safetensors",
+    "mammoray-cache/0123/shard.arrow", "demo/data/train_images/1/2.dcm", "runs/first/best/model.safetensors",
     "train.csv", "image.dcm", "mammoray/left.dcm", "jobs/cases.csv", "jobs/key.pem", ".env", "jobs/.env", "core.1234",
     "mammoray/__pycache__/cli.cpython-311.pyc", "study.journal",
 ]  # fmt: skip
