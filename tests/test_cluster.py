@@ -8,6 +8,8 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -159,6 +161,16 @@ def test_a_data_set_is_prepared_on_the_cluster(way: str, head: Head, rsna: Synth
     summary = json.loads((tmp_path / "run" / "prepare.json").read_text())
     assert summary["decoded"] == summary["images"] == summary["new"]
     assert "images/s" in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("token", [None, "guessed"])
+def test_the_job_server_runs_nothing_for_who_lacks_the_token(token: str | None, head: Head) -> None:
+    entry = json.dumps({"entrypoint": "touch /tmp/never"}).encode()
+    own = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {token}"} if token else {})
+    request = urllib.request.Request(f"{head.dashboard}/api/jobs/", data=entry, headers=own, method="POST")
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        urllib.request.urlopen(request, timeout=30)
+    assert caught.value.code in (401, 403)
 
 
 def test_an_error_on_the_cluster_arrives_as_the_same_one_line(head: Head, rsna: SynthSummary, tmp_path: Path) -> None:
