@@ -173,6 +173,34 @@ def test_the_job_server_runs_nothing_for_who_lacks_the_token(token: str | None, 
     assert caught.value.code in (401, 403)
 
 
+SLOW = """
+import pathlib, signal, sys, time
+folder = pathlib.Path(sys.argv[1])
+def end(*_):
+    time.sleep(6)
+    (folder / "saved").touch()
+    sys.exit()
+signal.signal(signal.SIGTERM, end)
+(folder / "begun").touch()
+time.sleep(300)
+"""
+
+
+@pytest.mark.long
+def test_a_job_that_is_stopped_has_time_for_its_checkpoint(head: Head, tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text(SLOW, encoding="utf-8")
+    submit = ["job", "submit", "--address", head.dashboard, "--runtime-env", "jobs/runtime_env.yaml"]
+    job = ["--no-wait", "--submission-id", "slow", "--", "python", str(tmp_path / "slow.py"), str(tmp_path)]
+    assert start(head, "ray", *submit, *job).returncode == 0
+    deadline = time.monotonic() + 200
+    while not (tmp_path / "begun").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    stopped = start(head, "ray", "job", "stop", "--address", head.dashboard, "slow")
+    assert stopped.returncode == 0, stopped.stderr
+    assert (tmp_path / "saved").exists()
+
+
 def test_an_error_on_the_cluster_arrives_as_the_same_one_line(head: Head, rsna: SynthSummary, tmp_path: Path) -> None:
     missing = str(tmp_path / "none.csv")
     done = start(head, "mammoray", "train", *flags(rsna, tmp_path), "--csv", missing, "--address", head.client)
