@@ -17,6 +17,7 @@ from typing import Any
 import tyro
 
 from mammoray import __version__, plain
+from mammoray.checks import require_no_secret
 from mammoray.config import (
     AuditConfig,
     Config,
@@ -164,6 +165,8 @@ def _places(args: _RunArgs | AuditArgs | PrepareArgs) -> tuple[str | None, str, 
     """Table, root and output folder, for a process with another working folder."""
     from mammoray import storage
 
+    for flag, place in (("--csv", args.csv), ("--dicom-root", args.dicom_root)):
+        require_no_secret(place or "", flag)  # Before Ray begins, or a cluster gets to see it.
     csv = None if args.csv is None else storage.absolute(args.csv)
     return csv, storage.absolute(args.dicom_root), args.outdir.absolute()
 

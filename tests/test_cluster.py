@@ -8,12 +8,13 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import yaml
 
 from mammoray import cluster
 from mammoray.errors import ClusterError
@@ -163,6 +164,44 @@ def test_a_data_set_is_prepared_on_the_cluster(way: str, head: Head, rsna: Synth
     assert "images/s" in done.stdout + done.stderr
 
 
+@pytest.mark.parametrize("token", [None, "guessed"])
+def test_the_job_server_runs_nothing_for_who_lacks_the_token(token: str | None, head: Head) -> None:
+    entry = json.dumps({"entrypoint": "touch /tmp/never"}).encode()
+    own = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {token}"} if token else {})
+    request = urllib.request.Request(f"{head.dashboard}/api/jobs/", data=entry, headers=own, method="POST")
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        urllib.request.urlopen(request, timeout=30)
+    assert caught.value.code in (401, 403)
+
+
+SLOW = """
+import pathlib, signal, sys, time
+folder = pathlib.Path(sys.argv[1])
+def end(*_):
+    time.sleep(6)
+    (folder / "saved").touch()
+    sys.exit()
+signal.signal(signal.SIGTERM, end)
+(folder / "begun").touch()
+time.sleep(300)
+"""
+
+
+@pytest.mark.long
+def test_a_job_that_is_stopped_has_time_for_its_checkpoint(head: Head, tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text(SLOW, encoding="utf-8")
+    submit = ["job", "submit", "--address", head.dashboard, "--runtime-env", "jobs/runtime_env.yaml"]
+    job = ["--no-wait", "--submission-id", "slow", "--", "python", str(tmp_path / "slow.py"), str(tmp_path)]
+    assert start(head, "ray", *submit, *job).returncode == 0
+    deadline = time.monotonic() + 200
+    while not (tmp_path / "begun").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    stopped = start(head, "ray", "job", "stop", "--address", head.dashboard, "slow")
+    assert stopped.returncode == 0, stopped.stderr
+    assert (tmp_path / "saved").exists()
+
+
 def test_an_error_on_the_cluster_arrives_as_the_same_one_line(head: Head, rsna: SynthSummary, tmp_path: Path) -> None:
     missing = str(tmp_path / "none.csv")
     done = start(head, "mammoray", "train", *flags(rsna, tmp_path), "--csv", missing, "--address", head.client)
@@ -192,16 +231,3 @@ def test_the_command_line_says_so_too(rsna: SynthSummary, tmp_path: Path) -> Non
     assert done.returncode == 2
     assert "ray start --head" in done.stderr
     assert "Traceback" not in done.stderr
-
-
-def test_cluster_yaml_is_valid_by_rays_own_schema() -> None:
-    from ray.autoscaler._private.util import prepare_config, validate_config
-
-    config = yaml.safe_load((ROOT / "cluster.yaml").read_text(encoding="utf-8"))
-    validate_config(prepare_config(config))
-    assert config["max_workers"] >= sum(kind.get("max_workers", 0) for kind in config["available_node_types"].values())
-
-
-def test_what_the_job_uploads_leaves_data_and_environments_at_home() -> None:
-    excludes = yaml.safe_load((ROOT / "jobs" / "runtime_env.yaml").read_text(encoding="utf-8"))["excludes"]
-    assert {".git", ".venv", "demo", "*.dcm", "*.parquet"} <= set(excludes)
