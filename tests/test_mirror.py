@@ -176,6 +176,7 @@ def settings(folder: Path, config: Config) -> Path:
     return file
 
 
+@pytest.mark.cluster
 def test_a_run_whose_machine_is_lost_goes_on_from_the_storage_on_another_one(
     prepared: Prepared, rsna: SynthSummary, s3: str, tmp_path: Path, environment: dict[str, str]
 ) -> None:
@@ -202,6 +203,7 @@ def test_a_run_whose_machine_is_lost_goes_on_from_the_storage_on_another_one(
     assert (third / "report.html").read_bytes() == (other / "report.html").read_bytes()
 
 
+@pytest.mark.cluster
 @pytest.mark.long
 def test_a_search_whose_machine_is_lost_goes_on_from_the_storage_on_another_one(
     prepared: Prepared, rsna: SynthSummary, s3: str, tmp_path: Path, environment: dict[str, str]
