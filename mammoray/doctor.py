@@ -90,7 +90,8 @@ def _storage(place: str | None, heard: Sequence[Node], limit: float) -> list[Ver
     good = [node for node in heard if not (written[node].problem or written[node].value[0])]
     seen = nodes.ask(scratch.read, {node: (place, token, {n.id: writers[n.id] for n in good}) for node in good}, limit)
     removed = nodes.ask(scratch.remove, {node: (place, token, node.id) for node in good}, limit)
-    scratch.clear(place, token)
+    if good:
+        scratch.clear(place, token)
     judged = {node: _stored(place, written[node], [seen.get(node), removed.get(node)]) for node in heard}
     return verdicts.of_nodes("storage", judged)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -106,14 +106,27 @@ def ask(
     return answers
 
 
-def gather(calls: Mapping[Any, Any], limit: float) -> dict[Any, Answer]:
-    """Answers by the keys of their references; those that do not come within ``limit`` seconds have a problem."""
-    if not calls:
-        return {}
-    ready, _ = ray.wait(list(calls.values()), num_returns=len(calls), timeout=limit)
+def gather(calls: Mapping[Any, Any], limit: float, together: bool = False) -> dict[Any, Answer]:
+    """Answers by the keys of their references.
+
+    Parameters
+    ----------
+    calls : mapping to ObjectRef
+    limit : float
+        Seconds to wait for all of them; those that have not come by then have a problem.
+    together : bool
+        They wait for each other: the first problem ends the wait for all.
+    """
+    deadline, answers = time.monotonic() + limit, {}
+    waiting = {call: key for key, call in calls.items()}
+    while waiting and (left := deadline - time.monotonic()) > 0:
+        ready, _ = ray.wait(list(waiting), num_returns=1 if together else len(waiting), timeout=left)
+        for call in ready:
+            answers[waiting.pop(call)] = _answer(call)
+        if together and any(answer.problem for answer in answers.values()):
+            break
     late = Answer(problem=f"no answer within {limit:g} s", late=True)
-    came = set(ready)
-    return {key: _answer(call) if call in came else late for key, call in calls.items()}
+    return {key: answers.get(key, late) for key in calls}
 
 
 def _answer(call: Any) -> Answer:
@@ -125,7 +138,7 @@ def _answer(call: Any) -> Answer:
         return Answer(problem=f"{type(cause).__name__}: {lines[0][:200]}")
 
 
-def require_seen(written: Mapping[str, storage.Place], root: storage.Place = "", paths: Sequence[str] = ()) -> None:
+def require_seen(written: Mapping[str, storage.Place], root: storage.Place = "", paths: Iterable[str] = ()) -> None:
     """Refuse a local path that means another folder on some node, before hours of work go into it.
 
     On a cluster of one node, and for URIs of a storage, nothing is asked. A node that joins later is not asked either.
@@ -138,7 +151,7 @@ def require_seen(written: Mapping[str, storage.Place], root: storage.Place = "",
         one above it.
     root : str or Path
         Path or URI of the images.
-    paths : sequence of str
+    paths : iterable of str
         Files below ``root``. Some of them must be on every node, of the size that they have here. Nothing is written
         there, and equal copies on the nodes' own disks will do.
 
@@ -147,14 +160,13 @@ def require_seen(written: Mapping[str, storage.Place], root: storage.Place = "",
     ClusterError
         Names the node, the flag and the path, and what to do.
     """
-    folders = {flag: place for flag, given in written.items() if (place := storage.local_path(str(given)))}
-    base = storage.local_path(str(root)) if root else None
     # A head without CPUs runs no worker.
     nodes = [node for node in alive() if node.cpus]
+    folders = {flag: place for flag, given in written.items() if (place := _on_disk(str(given)))}
+    base = _on_disk(str(root)) if root else None
     if len(nodes) < 2 or not (folders or base):
         return
-    some = [f"{base}/{path}" for path in paths[:: max(1, len(paths) // _FILES)]] if base else []
-    sizes = {path: Path(path).stat().st_size for path in some if Path(path).exists()}
+    sizes = _sizes(base, list(paths)) if base else {}
     token = f".mammoray-{secrets.token_hex(8)}"
     probes = {flag: str(_nearest(Path(folder)) / token) for flag, folder in folders.items()}
     try:
@@ -164,12 +176,23 @@ def require_seen(written: Mapping[str, storage.Place], root: storage.Place = "",
         for node in nodes:
             problem = _unseen(node, answers[node], probes)
             # One that died is the business of those who would have used it.
-            if problem is not None and node in alive():
+            if problem is not None and node.id in {one.id for one in alive()}:
                 raise _refusal(node, problem, {**folders, "--dicom-root": base})
     finally:
         for probe in probes.values():
             for file in Path(probe).parent.glob(f"{token}*"):
                 file.unlink(missing_ok=True)
+
+
+def _on_disk(place: str) -> str | None:
+    """The path, where it is one; of a URI of another kind, nothing is asked."""
+    return None if storage.is_uri(place) and not place.startswith("file:") else storage.local_path(place)
+
+
+def _sizes(base: str, paths: list[str]) -> dict[str, int]:
+    """Bytes of some files, by path, as far as they are here."""
+    some = [Path(base, path) for path in paths[:: max(1, len(paths) // _FILES)]]
+    return {str(path): path.stat().st_size for path in some if path.is_file()}
 
 
 def _nearest(folder: Path) -> Path:

@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 from pydicom.uid import UID
 
-from mammoray import __version__, catalog, cluster, ingest, raster, storage
+from mammoray import __version__, catalog, cluster, ingest, nodes, raster, storage
 from mammoray.config import Config
 from mammoray.errors import RunFolderError
 from mammoray.findings import Finding
@@ -110,6 +110,7 @@ def cache_path(outdir: Path, config: Config) -> str:
 def decode(rows: pd.DataFrame, root: str, outdir: Path, config: Config, say: Say) -> ingest.Decoded:
     """Decode what the cache lacks of these rows, and say how it goes. Needs a connection to Ray."""
     store = cache_path(outdir, config)
+    nodes.require_seen({"--cache": store}, root, rows["path"])
     say(f"decode: {len(rows)} files into {storage.shown(store)}")
     decoded = ingest.prepare(rows, root, store, config.decode, config.ingest, _throttled(say))
     say(

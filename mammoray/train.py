@@ -17,7 +17,7 @@ import ray.train
 import ray.train.torch
 from ray.exceptions import RayActorError
 
-from mammoray import board, checkpoint, controller, learner, model, records, rooms, shortage, tasks, trackers
+from mammoray import board, checkpoint, controller, learner, model, nodes, records, rooms, shortage, tasks, trackers
 from mammoray.batches import ShardConfig
 from mammoray.config import Config, Scale
 from mammoray.controller import read_history, write_history
@@ -221,6 +221,7 @@ def check(config: Config, scale: Scale, outdir: Path) -> tuple[ray.train.Scaling
         raise ConfigError("--batch-size", "an even number, for --mixup", str(config.sample.batch_size), remedy)
     trackers.check(config.train.trackers)
     scaling = plan(scale)
+    nodes.require_seen({"--outdir": outdir})
     if config.speed.sync_batchnorm and not scaling.use_gpu:
         remedy = "Leave it out on CPUs, or use --freeze-norm or a network without batch norm."
         raise ConfigError("--sync-batchnorm", "GPUs", "none", remedy)

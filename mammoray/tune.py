@@ -20,7 +20,7 @@ import optuna
 from optuna.trial import FrozenTrial
 from ray import tune
 
-from mammoray import cache, cluster, ingest, marker, pipeline, plain, prepare, results, rooms, split, train
+from mammoray import cache, cluster, ingest, marker, nodes, pipeline, plain, prepare, results, rooms, split, train
 from mammoray import space as spaces
 from mammoray import study as studies
 from mammoray.config import Config, DecodeConfig, Scale, SplitConfig, TuneConfig
@@ -75,6 +75,7 @@ def run(
     marker.take(source, space, config, search, scale, identity)
     study = studies.open_study(search.study_storage or str(outdir / studies.JOURNAL), search, config)
     with cluster.connect(scale.address), _on_sigterm():
+        nodes.require_seen({"--outdir": outdir})
         at_once, own_scale = resources(search, scale)
         sizes = _RowsBySize(source, config, search, data, parts, say)
         left = _prepare_study(study, draw, points, search, config, say)

@@ -68,7 +68,7 @@ def _where(worst: Node, others: Sequence[Node], nodes: int, level: Level) -> str
     if level == "OK":
         return f" (the least of {len(others) + 1} nodes)" if others else f" on {worst.name}"
     names = ", ".join(node.name for node in others[:3]) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
-    return f" on {worst.name}" + (f"; the same check fails on {names}" if others else "")
+    return f" on {worst.name}" + (f"; the same of {names}" if others else "")
 
 
 def resources(nodes: Sequence[Node]) -> Verdict:

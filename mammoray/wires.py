@@ -188,7 +188,11 @@ def all_reduce(ends: Sequence[tuple[Node, Any]], backend: Backend, limit: float)
     if port.problem:
         return f"{node.name}: {port.problem}", 0.0
     place, world = (node.address, port.value), len(ends)
-    calls = {rank: one.reduce.remote(backend, place, rank, world, limit / 2) for rank, (_, one) in enumerate(ends)}
-    answers = gather(calls, limit)
-    wrong = [f"{ends[rank][0].name}: {answer.problem}" for rank, answer in answers.items() if answer.problem]
-    return "; ".join(wrong[:3]), max((answer.value or 0.0 for answer in answers.values()), default=0.0)
+    calls = {rank: one.reduce.remote(backend, place, rank, world, limit) for rank, (_, one) in enumerate(ends)}
+    answers = gather(calls, limit, together=True)
+    # Those that only waited for the one that failed have nothing to say.
+    spoken = {rank: answer.problem for rank, answer in answers.items() if answer.problem and not answer.late}
+    wrong = spoken or {rank: answer.problem for rank, answer in answers.items() if answer.late}
+    if wrong:
+        return "; ".join(f"{ends[rank][0].name}: {problem}" for rank, problem in list(wrong.items())[:3]), 0.0
+    return "", max(answer.value for answer in answers.values())
