@@ -63,13 +63,18 @@ def examine(place: str | None, limit: float) -> list[Verdict]:
 
 
 def _silent(answers: Mapping[Node, Answer]) -> list[Verdict]:
-    remedy = "Look at the logs of this node, below Ray's temporary folder; mend it or take it away."
-    silent = {node: Judged("FAIL", answer.problem, remedy) for node, answer in answers.items() if answer.problem}
-    return verdicts.of_nodes("node", silent) if len(silent) != 1 else [_alone(*next(iter(silent.items())))]
+    """A line for each node that does not answer."""
+    return [
+        Verdict("node", "FAIL", f"{node.name}: {answer.problem}", _help(answer.problem))
+        for node, answer in answers.items()
+        if answer.problem
+    ]
 
 
-def _alone(node: Node, judged: Judged) -> Verdict:
-    return Verdict("node", judged.level, f"{judged.found} from {node.name}", judged.remedy)
+def _help(problem: str) -> str:
+    if "ModuleNotFoundError" in problem:
+        return "Install requirements.lock and mammoray there; with --address, mammoray itself goes along."
+    return "Look at the logs of this node, below Ray's temporary folder; mend it or take it away."
 
 
 def _gpus(heard: Mapping[Node, Facts], limit: float) -> list[Verdict]:
@@ -103,7 +108,7 @@ def _stored(place: str, written: Answer, later: Sequence[Answer | None]) -> Judg
     wrong = next((one for one in problems if one), "")
     if wrong:
         remedy = (
-            "Check its address, and in the environment of this node the credentials, with rights to put, get, list and "
+            "Check its address, and the credentials in the environment of the node, with rights to put, get, list and "
             "delete."
             if storage.local_path(place) is None
             else "Make it, with rights to write; on several nodes, mount one file system there, or use an s3:// URI."

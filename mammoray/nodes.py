@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 import time
 from collections import Counter
@@ -133,9 +134,22 @@ def _answer(call: Any) -> Answer:
     try:
         return Answer(value=ray.get(call))
     except Exception as error:  # Whatever it is, it is what is wrong with this node.
-        cause = error.cause if isinstance(error, RayTaskError) and error.cause is not None else error
-        lines = str(cause).strip().splitlines() or [""]
-        return Answer(problem=f"{type(cause).__name__}: {lines[0][:200]}")
+        return Answer(problem=said(error.cause if isinstance(error, RayTaskError) and error.cause else error))
+
+
+def said(error: BaseException) -> str:
+    r"""One line of an error: the last that names one, as Ray quotes whole tracebacks of other processes.
+
+    Examples
+    --------
+    >>> said(RuntimeError("It failed. Traceback:\nModuleNotFoundError: No module named 'a'\n"))
+    "ModuleNotFoundError: No module named 'a'"
+    >>> said(ValueError("a wrong value"))
+    'ValueError: a wrong value'
+    """
+    lines = str(error).strip().splitlines() or [""]
+    named = [line.strip() for line in lines if re.match(r"\s*[\w.]*Error: ", line)]
+    return (named[-1] if named else f"{type(error).__name__}: {lines[0]}")[:300]
 
 
 def require_seen(written: Mapping[str, storage.Place], root: storage.Place = "", paths: Iterable[str] = ()) -> None:

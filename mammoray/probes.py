@@ -12,7 +12,7 @@ import subprocess
 from pathlib import Path
 from typing import TypedDict
 
-import mammoray
+from mammoray import __version__
 
 PACKAGES = ("ray", "torch", "timm", "pydicom", "pyarrow", "imagecodecs")
 _SHARED_MEMORY = "/dev/shm"  # noqa: S108 - Ray's object store is there, and nothing else is done with it.
@@ -58,7 +58,7 @@ def versions() -> dict[str, str | None]:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             found[name] = None
-    return {**found, "mammoray": f"{mammoray.__version__} ({code_digest(Path(mammoray.__file__).parent)})"}
+    return {**found, "mammoray": f"{__version__} ({code_digest(Path(__file__).parent)})"}
 
 
 def code_digest(folder: Path) -> str:

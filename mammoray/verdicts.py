@@ -48,27 +48,30 @@ def of_nodes(check: str, judged: Mapping[Node, Judged]) -> list[Verdict]:
     Examples
     --------
     >>> a, b = (Node(name, name, "", 1, 0, 0, 0) for name in "ab")
-    >>> [print(line) for line in of_nodes("disk", {a: Judged("OK", "9 GB", rank=9), b: Judged("OK", "5 GB", rank=5)})]
-    OK    disk          5 GB (the least of 2 nodes)
-    [None]
+    >>> print(*of_nodes("disk", {a: Judged("OK", "9 GB", rank=9), b: Judged("OK", "5 GB", rank=5)}))
+    OK    disk          5 GB (the worst of 2 nodes)
     """
     lines = []
     for level in ("FAIL", "WARN", "OK"):
         alike = [node for node, one in judged.items() if one.level == level]
         if alike:
             worst = min(alike, key=lambda node: judged[node].rank)
-            where = _where(worst, [node for node in alike if node != worst], len(judged), level)
+            where = _where(worst, [node for node in alike if node != worst], judged)
             lines.append(Verdict(check, level, judged[worst].found + where, judged[worst].remedy))
     return lines
 
 
-def _where(worst: Node, others: Sequence[Node], nodes: int, level: Level) -> str:
-    if nodes == 1:
+def _where(worst: Node, others: Sequence[Node], judged: Mapping[Node, Judged]) -> str:
+    if len(judged) == 1:
         return ""
-    if level == "OK":
-        return f" (the least of {len(others) + 1} nodes)" if others else f" on {worst.name}"
+    if not others:
+        return f" on {worst.name}"
+    if len(others) + 1 == len(judged) and len({one.found for one in judged.values()}) == 1:
+        return f" on each of {len(judged)} nodes"
+    if judged[worst].level == "OK":
+        return f" (the worst of {len(others) + 1} nodes)"
     names = ", ".join(node.name for node in others[:3]) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
-    return f" on {worst.name}" + (f"; the same of {names}" if others else "")
+    return f" on {worst.name}; the same of {names}"
 
 
 def resources(nodes: Sequence[Node]) -> Verdict:
@@ -117,12 +120,11 @@ def version(own: str | None, there: str | None, name: str) -> Judged:
 def versions(own: Mapping[str, str | None], heard: Mapping[Node, Facts]) -> list[Verdict]:
     """One line for all packages that agree on all nodes, and lines for each that does not."""
     lines, same = [], []
-    for name, version_here in own.items():
-        judged = {node: version(version_here, facts["versions"][name], name) for node, facts in heard.items()}
-        found = of_nodes(f"{name}", {node: one for node, one in judged.items() if one.level != "OK"})
-        lines += found
-        if not found:
-            same.append(f"{name} {version_here}")
+    for name, here in own.items():
+        judged = {node: version(here, facts["versions"].get(name), name) for node, facts in heard.items()}
+        lines += [line for line in of_nodes(name, judged) if line.level != "OK"]
+        if all(one.level == "OK" for one in judged.values()):
+            same.append(f"{name} {here}")
     return [Verdict("versions", "OK", ", ".join(same)), *lines] if same else lines
 
 
