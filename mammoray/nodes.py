@@ -18,7 +18,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from mammoray import storage
 from mammoray.errors import ClusterError
 
-LIMIT = 60.0
+LIMIT = 120.0
 """Seconds for the answer of a node: a busy one takes some to start the process that answers."""
 _PATIENCE = 2.0  # Seconds in which a file of another node must appear: network storage may be a moment behind.
 _FILES = 16  # Of the data set that every node is asked for.
