@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 import ray
 
-from mammoray import storage
+from mammoray import nodes, storage
 from mammoray.config import AuditConfig
 from mammoray.ingest import failure_of, sandbox_of
 from mammoray.sandbox import Sandbox
@@ -69,6 +69,7 @@ def take(
         :class:`mammoray.pixels.PixelFacts` as ``pixel_<field>`` and ``pixel_error``, which is () where all is well or
         nothing was decoded.
     """
+    nodes.require_seen({}, root, rows["path"])
     key = secrets.token_bytes(32)  # Of this audit alone: tokens of two audits cannot be compared.
     rows = rows.reset_index(drop=True)
     sizes = rows["size"].astype(int).tolist()

@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 from pydicom.uid import UID
 
-from mammoray import __version__, catalog, cluster, ingest, plain, raster, storage
+from mammoray import __version__, catalog, cluster, ingest, nodes, plain, raster, storage
 from mammoray.config import Config, Scale
 from mammoray.errors import RunFolderError
 from mammoray.findings import Finding
@@ -119,6 +119,7 @@ def shared(config: Config, scale: Scale) -> Config:
 def decode(rows: pd.DataFrame, root: str, outdir: Path, config: Config, say: Say) -> ingest.Decoded:
     """Decode what the cache lacks of these rows, and say how it goes. Needs a connection to Ray."""
     store = cache_path(outdir, config)
+    nodes.require_seen({"--cache": store}, root, rows["path"])
     say(f"decode: {len(rows)} files into {storage.shown(store)}")
     decoded = ingest.prepare(rows, root, store, config.decode, config.ingest, _throttled(say))
     say(

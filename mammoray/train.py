@@ -25,6 +25,7 @@ from mammoray import (
     controller,
     learner,
     model,
+    nodes,
     records,
     rooms,
     shortage,
@@ -269,6 +270,7 @@ def check(
     changes.check(config)
     trackers.check(config.train.trackers)
     scaling = plan(scale)
+    nodes.require_seen({"--outdir": place(outdir, scale.storage) or outdir})
     if config.speed.sync_batchnorm and not scaling.use_gpu:
         remedy = "Leave it out on CPUs, or use --freeze-norm or a network without batch norm."
         raise ConfigError("--sync-batchnorm", "GPUs", "none", remedy)

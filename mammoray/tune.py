@@ -19,7 +19,21 @@ import optuna
 from optuna.trial import FrozenTrial
 from ray import tune
 
-from mammoray import cache, cluster, ingest, marker, pipeline, plain, prepare, results, rooms, split, storage, train
+from mammoray import (
+    cache,
+    cluster,
+    ingest,
+    marker,
+    nodes,
+    pipeline,
+    plain,
+    prepare,
+    results,
+    rooms,
+    split,
+    storage,
+    train,
+)
 from mammoray import population as populations
 from mammoray import space as spaces
 from mammoray import study as studies
@@ -88,6 +102,7 @@ def _run(
     marker.take(source, space, config, search, scale, identity)
     study = studies.open_study(search.study_storage or str(outdir / studies.JOURNAL), search, config)
     with cluster.connect(scale.address), _on_sigterm():
+        nodes.require_seen({"--outdir": copy.copy or outdir})
         at_once, own_scale = resources(search, scale)
         own_scale = plain.replace(own_scale, storage=copy.copy and storage.join(copy.copy, results.TRIALS))
         sizes = _RowsBySize(source, config, search, data, parts, copy, say)
@@ -139,15 +154,15 @@ def resources(search: TuneConfig, scale: Scale) -> tuple[int, Scale]:
         The cluster cannot run even one, or not as many as asked for: Ray itself would wait for ever.
     """
     use_gpu = bool(train.plan(scale).use_gpu)
-    nodes = rooms.nodes(scale.gpus_per_worker if use_gpu else 0.0)
-    least = rooms.share(nodes, scale) or 1.0
-    most = int(rooms.room(nodes, least) // scale.num_workers)
+    found = rooms.nodes(scale.gpus_per_worker if use_gpu else 0.0)
+    least = rooms.share(found, scale) or 1.0
+    most = int(rooms.room(found, least) // scale.num_workers)
     if use_gpu or scale.cpus_per_worker:
         at_once = search.trials_at_once or max(1, most)
     else:
         at_once = search.trials_at_once or max(1, min(_AT_ONCE_ON_CPUS, most))
     workers = at_once * scale.num_workers
-    share = rooms.share(nodes, Scale(num_workers=workers, cpus_per_worker=scale.cpus_per_worker))
+    share = rooms.share(found, Scale(num_workers=workers, cpus_per_worker=scale.cpus_per_worker))
     if share is None:
         raise ClusterError(
             "the Ray cluster",
@@ -155,7 +170,7 @@ def resources(search: TuneConfig, scale: Scale) -> tuple[int, Scale]:
             f"room for {most}",
             "Use fewer --trials-at-once, --num-workers or --cpus-per-worker.",
         )
-    whole = None if scale.cpus_per_worker else rooms.largest(nodes, workers)
+    whole = None if scale.cpus_per_worker else rooms.largest(found, workers)
     return at_once, plain.replace(scale, cpus_per_worker=whole or share, address=None)
 
 
