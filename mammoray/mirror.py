@@ -48,6 +48,10 @@ class Mirror:
         self.known: Known = {}
         self.lock = threading.Lock()
 
+    def __reduce__(self) -> tuple[type[Mirror], tuple[Path, str | None]]:
+        """For Ray Tune, which pickles all that a search has; the copy of an object begins to look anew."""
+        return Mirror, (self.folder, self.copy)
+
     def fetch(self, below: str = "") -> None:
         """Take all files that the copy has, or those below one of its folders, in place of those that are here.
 
