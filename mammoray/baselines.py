@@ -23,13 +23,13 @@ from sklearn.preprocessing import StandardScaler
 from mammoray import evaluate, split
 from mammoray.config import Classes, SplitConfig
 from mammoray.errors import SplitError
+from mammoray.origin import SEEN
 from mammoray.recipe import EvaluateConfig
 
 Floats = npt.NDArray[np.float64]
 Features = npt.NDArray[np.float32]
 _ITERATIONS = 2000
 _NEIGHBOURS = 15
-_SEEN = ("train", "val")
 
 
 def models(training_rows: int) -> dict[str, Pipeline]:
@@ -81,10 +81,10 @@ def folds(rows: pd.DataFrame, classes: Classes, seed: int) -> tuple[pd.Series, s
     if (rows["fold"] == "train").any():
         found, words = rows["fold"], "the split that the network was trained by"
     else:
-        own = rows[~rows["fold"].isin(_SEEN)]
+        own = rows[~rows["fold"].isin(SEEN)]
         parts = split.make(own, SplitConfig(), classes, seed).rows.set_index("image_id")["fold"]
         found, words = rows["image_id"].map(parts), f"a split of these patients by seed {seed}"
-    if found.isin(_SEEN).all():
+    if found.isin(SEEN).all():
         remedy = "Add patients that the network has not seen."
         raise SplitError("the baselines", "patients to judge by", "only those of folds train and val", remedy)
     return found, words
@@ -124,7 +124,7 @@ def judge(
         The training patients have one class only.
     """
     training = (rows["fold"] == "train").to_numpy()
-    held_out = (rows["fold"].notna() & ~rows["fold"].isin(_SEEN)).to_numpy()
+    held_out = (rows["fold"].notna() & ~rows["fold"].isin(SEEN)).to_numpy()
     target = rows["target"].to_numpy()
     if len(np.unique(target[training])) < 2:
         found = f"{len(np.unique(target[training]))} in {int(training.sum())} images"

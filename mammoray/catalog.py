@@ -141,7 +141,7 @@ def _read(found: layouts.Found, tree: Tree, config: DataConfig, classes: Classes
         source = Source(table=found.table, tree=tree, config=config, classes=classes)
         return readers.READERS[found.name](source)
     if classes == "cancer" and found.name != "files":
-        remedy = "Use --classes density or binary."
+        remedy = "Use --classes density or binary, or to predict without labels --dataset files."
         raise CatalogError(f"the {found.name} layout", "labels of cancer", "density labels only", remedy)
     return imagefolders.READERS[found.name](tree)
 

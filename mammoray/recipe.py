@@ -341,7 +341,7 @@ class ApplyConfig:
     gpu: Literal["auto", "yes", "no"] = "auto"
     """Whether to use GPUs. auto: yes when the cluster has any."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Arithmetic of the forward pass, as in training. fp32 gives on a CPU and on a GPU nearly the same."""
+    """Arithmetic of the forward pass; that of the training (--precision), where its own figures are to be met."""
 
     def __post_init__(self) -> None:
         require_choices(self)

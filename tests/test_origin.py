@@ -45,7 +45,7 @@ def rows(*patients: str, path: str = "y/0.dcm", size: int = 99) -> pd.DataFrame:
 
 
 def folds(table: pd.DataFrame, run: Path) -> list[str]:
-    return origin.folds(table, origin.find(run)).tolist()
+    return [str(fold) for fold in origin.folds(table, origin.find(run))]
 
 
 def test_a_run_and_its_checkpoint_are_one_origin(tmp_path: Path) -> None:
