@@ -76,7 +76,11 @@ class Catalog:
 
 
 def build(
-    csv: Place | None, dicom_root: Place, config: DataConfig | None = None, classes: Classes = "density"
+    csv: Place | None,
+    dicom_root: Place,
+    config: DataConfig | None = None,
+    classes: Classes = "density",
+    unlabelled: bool = False,
 ) -> Catalog:
     """Read the table, walk the tree, and match the two.
 
@@ -90,6 +94,8 @@ def build(
         Layout and columns.
     classes : {"density", "binary", "cancer"}
         Which labels are read.
+    unlabelled : bool
+        Take any folder of images, as :func:`mammoray.layouts.detect` says.
 
     Raises
     ------
@@ -107,7 +113,7 @@ def build(
         require_no_secret(str(uri), flag)
     given = None if csv is None else tables.open_table(storage.absolute(csv))  # First: the walk may take minutes.
     tree = layouts.read_tree(storage.absolute(dicom_root), config)
-    found = layouts.detect(given, tree, config)
+    found = layouts.detect(given, tree, config, unlabelled)
     rows = _read(found, tree, config, classes)
     table = "the table" if found.table is None else storage.split(found.table.name)[1]
     kept, findings = _match(rows, table)
@@ -134,8 +140,8 @@ def _read(found: layouts.Found, tree: Tree, config: DataConfig, classes: Classes
     if found.table is not None:
         source = Source(table=found.table, tree=tree, config=config, classes=classes)
         return readers.READERS[found.name](source)
-    if classes == "cancer":
-        remedy = "Use --classes density or binary."
+    if classes == "cancer" and found.name != "files":
+        remedy = "Use --classes density or binary, or to predict without labels --dataset files."
         raise CatalogError(f"the {found.name} layout", "labels of cancer", "density labels only", remedy)
     return imagefolders.READERS[found.name](tree)
 

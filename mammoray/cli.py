@@ -18,9 +18,10 @@ from typing import Any
 
 import tyro
 
-from mammoray import __version__, plain
+from mammoray import __version__, plain, verbs
 from mammoray.checks import require, require_no_secret
 from mammoray.config import (
+    NOTICE,
     AuditConfig,
     Config,
     DataConfig,
@@ -31,8 +32,6 @@ from mammoray.config import (
     TuneConfig,
 )
 from mammoray.errors import ConfigError, InterruptedRunError, MammorayError
-
-NOTICE = "Research software, not a medical device: not for diagnosis."
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -257,6 +256,15 @@ def _audit(args: AuditArgs) -> int:
     return 0 if facts["fit"] else 1
 
 
+def _applied(verb: Callable[[Any, Callable[[str], None]], list[str]]) -> Callable[[Any], None]:
+    def run(args: Any) -> None:
+        for line in verb(args, say):
+            say(line)
+        say(NOTICE)
+
+    return run
+
+
 def _synth(args: SynthArgs) -> None:
     from mammoray import synth
 
@@ -295,6 +303,13 @@ VERBS: dict[str, tuple[type[Any], Callable[[Any], int | None], str]] = {
     "train-density": (TrainArgs, _train, "the same as train"),
     "crossval": (CrossvalArgs, _crossval, "train and test on each part of the patients in turn"),
     "tune": (TuneArgs, _tune, "search for better settings"),
+    "predict": (verbs.PredictArgs, _applied(verbs.predict), "scores of new images by a trained network"),
+    "evaluate": (verbs.EvaluateArgs, _applied(verbs.evaluate), "what a trained network is worth on labelled images"),
+    "embed": (
+        verbs.EmbedArgs,
+        _applied(verbs.embed),
+        "the features that a trained network sees, and baselines on them",
+    ),
     "audit": (AuditArgs, _audit, "look for what is wrong with a data set"),
     "prepare": (PrepareArgs, _prepare, "decode all images into the cache, and nothing else"),
     "synth": (SynthArgs, _synth, "write synthetic mammograms to try everything on"),

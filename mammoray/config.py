@@ -34,18 +34,19 @@ CLASS_NAMES: dict[str, tuple[str, ...]] = {
 """What the model's outputs stand for."""
 LABELS: dict[str, tuple[str, ...]] = {**CLASS_NAMES, "binary": CLASS_NAMES["density"]}
 """The labels of images, in the order of the classes: density and binary have the same, and so one split."""
+NOTICE = "Research software, not a medical device: not for diagnosis."
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataConfig:
     """How the table and the folder tree are read."""
 
-    dataset: Literal["auto", "rsna", "study", "irma", "mamografias", "patches", "folders", "csv"] = "auto"
+    dataset: Literal["auto", "rsna", "study", "irma", "mamografias", "patches", "folders", "files", "csv"] = "auto"
     """Layout of table and tree. auto: found from both, with the evidence shown. rsna: train.csv +
     train_images/<patient_id>/<image_id>.dcm. study: metadata.csv + patient_<id>/study_<id>/series_<id>/*.dcm. irma:
     classificacao.csv + archive/<AccessionNumber>/*.dcm. mamografias: folders of images, a featureS.txt in each.
     patches: images and one featureS.txt in one folder. folders: a folder of images per class. csv: any table with a
-    column of image paths."""
+    column of image paths. files: any images without labels, for predict and embed; a folder of them is a patient."""
     path_column: str | None = None
     """csv layout: the column of the image paths, from --dicom-root. Default: image_path, path, file or filename."""
     label_column: str | None = None

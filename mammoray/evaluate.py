@@ -128,15 +128,28 @@ def group_level(
     codes, names = pd.factorize(groups, sort=True)
     counts = np.zeros((len(names), p_NK.shape[1]))
     np.add.at(counts, (codes, labels_N), 1.0)
-    weights_N = np.ones(len(codes)) if views is None else 1.0 / _times(pd.Series(codes), views)
-    sums, totals = np.zeros_like(counts), np.zeros(len(names))
-    np.add.at(sums, codes, p_NK * weights_N[:, None])
-    np.add.at(totals, codes, weights_N)
     if any_counts:
         counts = np.minimum(counts, 1)
     # On a tie the denser class, as in split.
     labels = (counts.shape[1] - 1 - counts[:, ::-1].argmax(axis=1)).astype(np.int64)
-    return pd.Series(names), labels, sums / totals[:, None]
+    return pd.Series(names), labels, group_means(groups, p_NK, views)[1]
+
+
+def group_means(groups: pd.Series, p_NK: Floats, views: pd.Series | None = None) -> tuple[pd.Series, Floats]:
+    """Names of the groups, sorted, and the mean probabilities of each; ``views`` as in :func:`group_level`.
+
+    Examples
+    --------
+    >>> names, means = group_means(pd.Series(["b", "a", "b"]), np.array([[0.5, 0.5], [0.0, 1.0], [1.0, 0.0]]))
+    >>> list(names), means.tolist()
+    (['a', 'b'], [[0.0, 1.0], [0.75, 0.25]])
+    """
+    codes, names = pd.factorize(groups, sort=True)
+    weights_N = np.ones(len(codes)) if views is None else 1.0 / _times(pd.Series(codes), views)
+    sums, totals = np.zeros((len(names), p_NK.shape[1])), np.zeros(len(names))
+    np.add.at(sums, codes, p_NK * weights_N[:, None])
+    np.add.at(totals, codes, weights_N)
+    return pd.Series(names), sums / totals[:, None]
 
 
 def _times(codes: pd.Series, views: pd.Series) -> Floats:
@@ -199,6 +212,20 @@ def _interval(values_R: Floats) -> dict[str, float | None]:
         return {"value": _number(values_R[0]), "low": None, "high": None}
     low, high = np.quantile(resampled, ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
     return {"value": _number(values_R[0]), "low": float(low), "high": float(high)}
+
+
+def with_interval(metric: dict[str, float | None]) -> str:
+    """Text of a metric of :func:`summarise`.
+
+    Examples
+    --------
+    >>> with_interval({"value": 0.75, "low": 0.5, "high": 0.875}), with_interval({"value": None, "low": None})
+    ('0.750 [0.500, 0.875]', 'undefined')
+    """
+    value, low, high = (metric.get(name) for name in ("value", "low", "high"))
+    if value is None:
+        return "undefined"
+    return f"{value:.3f}" + ("" if low is None else f" [{low:.3f}, {high:.3f}]")
 
 
 def per_class(c_KK: Floats, k: int) -> dict[str, float | int | None]:

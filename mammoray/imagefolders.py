@@ -1,4 +1,4 @@
-"""Rows of the layouts that have no table: folders of images, with a ``featureS.txt`` or named by their class.
+"""Rows of the layouts without a table: folders of images, with a ``featureS.txt``, named by their class, or neither.
 
 None of them knows its patients, and no rule can find them again. The number in the brackets of a file's name is the
 index of a woman's image in its folder or, for patches, of the image that it was cut from: images with the same letter
@@ -127,6 +127,16 @@ def _stranger(path: str) -> Finding:
     )  # fmt: skip
 
 
+def files(tree: Tree) -> Rows:
+    """Any images, of which no class is known: those of a folder are taken for one patient's, others stand alone."""
+    paths = sorted(tree.files)
+    owners = [storage.split(path)[0] or path for path in paths]
+    frame = _frame([{"label": None, "line": 0, "path": path} for path in paths])
+    frame = frame.assign(patient_id=pd.Series(owners, dtype="string"), laterality="", view="")
+    leak = "No table says whose these images are: those of a folder count as one patient's, and the others stand alone."
+    return Rows(frame=frame, tree=tree, grouped_by="folder", findings=[], limits=(leak,), leak=leak)
+
+
 def _frame(records: list[dict[str, object]]) -> pd.DataFrame:
     frame = pd.DataFrame(records, columns=["label", "line", "path"]).astype({"label": "string", "line": "int64"})
     place = frame["path"].str.lower()
@@ -150,4 +160,4 @@ def _view(place: str) -> str:
     return str(views.pop()).upper() if len(views) == 1 else ""
 
 
-READERS = {"mamografias": mamografias, "patches": patches, "folders": folders}
+READERS = {"mamografias": mamografias, "patches": patches, "folders": folders, "files": files}

@@ -9,6 +9,7 @@ irma         ``AccessionNumber, Classification``         ``[archive/]<AccessionN
 mamografias  none                                        ``<folder>/*.png`` and ``<folder>/featureS.txt``
 patches      none                                        ``*.png`` and one ``featureS.txt``
 folders      none                                        ``<class>/*``, folders named by their class
+files        none                                        any images, without labels
 csv          a column of image paths                     anything
 ===========  ==========================================  ====================================================
 """
@@ -122,7 +123,7 @@ class _Sign:
     text: str
 
 
-def detect(given: Table | None, tree: Tree, config: DataConfig) -> Found:
+def detect(given: Table | None, tree: Tree, config: DataConfig, unlabelled: bool = False) -> Found:
     """Which layout a table and a tree show; ``--dataset`` leaves only one to choose.
 
     Parameters
@@ -131,6 +132,8 @@ def detect(given: Table | None, tree: Tree, config: DataConfig) -> Found:
         The table of ``--csv``; None to look for one below the root.
     tree : Tree
     config : DataConfig
+    unlabelled : bool
+        Where no table is given and no layout fits, take ``files``.
 
     Raises
     ------
@@ -138,7 +141,7 @@ def detect(given: Table | None, tree: Tree, config: DataConfig) -> Found:
         None of them, or several, with what speaks for and against each.
     """
     candidates = [given] if given is not None else _tables_in(tree.root)
-    names = [config.dataset] if config.dataset != "auto" else list(_SIGNS)
+    names = [config.dataset] if config.dataset != "auto" else [name for name in _SIGNS if name != "files"]
     if config.dataset == "auto" and config.path_column is not None:
         names = ["csv"]
     fitting: list[Found] = []
@@ -164,6 +167,8 @@ def detect(given: Table | None, tree: Tree, config: DataConfig) -> Found:
     if fitting:
         several = " | ".join(f"{found.name} ({'; '.join(found.evidence)})" for found in fitting)
         raise CatalogError(where, "one layout", several, "Choose with --dataset, or give --csv.")
+    if unlabelled and given is None and config.dataset == "auto" and config.path_column is None:
+        return Found("files", None, tuple(sign.text for sign in _files_alone(None, tree, config)))
     if not against:
         found = "no --csv" if given is None else "a --csv, which this layout does not have"
         raise CatalogError(where, f"the {' or '.join(names)} layout", found, "Check --csv and --dataset.")
@@ -255,6 +260,10 @@ def _folders(table: Table | None, tree: Tree, config: DataConfig) -> list[_Sign]
     return [_Sign(True, f"folders {', '.join(classes)} named by a class")]
 
 
+def _files_alone(table: Table | None, tree: Tree, config: DataConfig) -> list[_Sign]:
+    return [_Sign(True, f"{len(tree.files)} images, and nothing that is known of their classes")]
+
+
 def _given(table: Table | None) -> Table:
     if table is None:
         raise CatalogError("--csv", "a table of labels for this layout", "none", "Give --csv.")
@@ -270,5 +279,6 @@ _SIGNS: dict[str, tuple[bool, _Signs]] = {
     "mamografias": (False, _mamografias),
     "patches": (False, _patches),
     "folders": (False, _folders),
+    "files": (False, _files_alone),
 }
 """Layout -> (whether it takes a table, what speaks for it)."""

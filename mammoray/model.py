@@ -64,12 +64,20 @@ class DensityNet(nn.Module):
 
     def forward(self, x_B1HW: torch.Tensor) -> Tensors:
         """Outputs of all heads: :data:`DENSITY`, (B, J), and each auxiliary task, of float images in 0 to 1."""
-        x_BCHW = ((x_B1HW - self.mean) / self.std).expand(-1, self.channels, -1, -1)
         if not self.auxiliary:
-            return {DENSITY: self._ordered(self.backbone(x_BCHW))}
-        x_BF = self.backbone.forward_head(self.backbone.forward_features(x_BCHW), pre_logits=True)  # type: ignore[operator]
+            return {DENSITY: self._ordered(self.backbone(self._normalised(x_B1HW)))}
+        x_BF = self.features(x_B1HW)
         outputs = {DENSITY: self._ordered(self.backbone.get_classifier()(x_BF))}  # type: ignore[operator]
         return {**outputs, **{task: head(x_BF) for task, head in self.auxiliary.items()}}
+
+    def _normalised(self, x_B1HW: torch.Tensor) -> torch.Tensor:
+        return ((x_B1HW - self.mean) / self.std).expand(-1, self.channels, -1, -1)
+
+    def features(self, x_B1HW: torch.Tensor) -> torch.Tensor:
+        """What the classifier sees, (B, F): the pooled outputs of the last stage; see :func:`require_features`."""
+        maps = self.backbone.forward_features(self._normalised(x_B1HW))  # type: ignore[operator]
+        x_BF: torch.Tensor = self.backbone.forward_head(maps, pre_logits=True)  # type: ignore[operator]
+        return x_BF
 
     def _ordered(self, outputs_BJ: torch.Tensor) -> torch.Tensor:
         return outputs_BJ + self.thresholds if self.loss == "coral" else outputs_BJ
@@ -77,6 +85,11 @@ class DensityNet(nn.Module):
     def log_probabilities(self, x_B1HW: torch.Tensor) -> torch.Tensor:
         """Logarithms of the class probabilities, (B, K) float32."""
         return losses.log_probabilities(self(x_B1HW)[DENSITY].float(), self.loss)
+
+    def log_probabilities_of(self, x_BF: torch.Tensor) -> torch.Tensor:
+        """The same of features, (B, K) float32."""
+        outputs_BJ = self._ordered(self.backbone.get_classifier()(x_BF))  # type: ignore[operator]
+        return losses.log_probabilities(outputs_BJ.float(), self.loss)
 
 
 def to_unit(x: torch.Tensor) -> torch.Tensor:
@@ -118,7 +131,8 @@ def build(config: ModelConfig, loss: str, classes: Classes, seed: int) -> Densit
         raise _unbuildable(config, error, hub) from error
     net = DensityNet(backbone, config.channels, loss, count, config.auxiliary)
     if config.auxiliary:
-        _require_features(net, config)
+        remedy = "Leave --auxiliary out, or use another --arch, such as a resnet, efficientnet or convnext."
+        require_features(net, config.arch, remedy)
     if config.weights is not None:
         _load_backbone(net.backbone, config.weights, config.channels)
     return net
@@ -137,25 +151,29 @@ def _unbuildable(config: ModelConfig, error: Exception, hub: bool) -> ModelError
 
 
 @torch.no_grad()
-def _require_features(net: DensityNet, config: ModelConfig) -> None:
-    """Hold the way through the features against the backbone's own: a model may do more between them."""
-    remedy = "Leave --auxiliary out, or use another --arch, such as a resnet, efficientnet or convnext."
+def require_features(net: DensityNet, arch: str, remedy: str) -> None:
+    """Hold the way through the features against the backbone's own: a model may do more between them.
+
+    Raises
+    ------
+    ModelError
+        What its classifier takes is not what :meth:`DensityNet.features` gives.
+    """
     size = max(64, *(getattr(net.backbone, "pretrained_cfg", {}).get("input_size", (1, 64, 64))[1:]))
     x_B1HW = torch.rand(1, 1, size, size)
+    training = net.training
     net.eval()
     try:
-        same = torch.allclose(net(x_B1HW)[DENSITY], _plain(net, x_B1HW), atol=1e-4)
+        x_BCHW = net._normalised(x_B1HW)
+        x_BF = net.features(x_B1HW)
+        same = torch.allclose(net.backbone.get_classifier()(x_BF), net.backbone(x_BCHW), atol=1e-4)  # type: ignore[operator]
     except Exception as error:
         found = f"{type(error).__name__}: {error}".split("\n")[0][:200]
-        raise ModelError(f"--arch {config.arch}", "features for auxiliary heads", found, remedy) from error
-    net.train()
-    if not same:
+        raise ModelError(f"--arch {arch}", "features that its classifier takes", found, remedy) from error
+    net.train(training)
+    if not same or x_BF.ndim != 2:
         found = "a classifier that takes something else"
-        raise ModelError(f"--arch {config.arch}", "features for auxiliary heads", found, remedy)
-
-
-def _plain(net: DensityNet, x_B1HW: torch.Tensor) -> torch.Tensor:
-    return net._ordered(net.backbone(((x_B1HW - net.mean) / net.std).expand(-1, net.channels, -1, -1)))
+        raise ModelError(f"--arch {arch}", "features that its classifier takes", found, remedy)
 
 
 def _load_backbone(backbone: nn.Module, path: Path, channels: int) -> None:

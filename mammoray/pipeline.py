@@ -182,7 +182,7 @@ def _train_and_judge(source: Source, config: Config, scale: Scale, say: Say, inp
     held_out = rows[rows["fold"].isin(["test"] if alone else ["val", "test"])].reset_index(drop=True)
     gpu = bool(train.plan(scale).use_gpu)
     p_NK = predict.predict(held_out, fitted.best, config.decode, gpu, config.speed.precision)
-    predictions = _table(held_out, p_NK, config)
+    predictions = predict.table(held_out, p_NK, config.class_names)
     predictions.to_parquet(outdir / "predictions.parquet", index=False)
     metrics = evaluate.judge(predictions, config.class_names, config.evaluate, config.seed)
     metrics["possible_leak"] = inputs.data.leak
@@ -272,22 +272,6 @@ def _known(config: Config) -> list[str]:
     ]
 
 
-def _table(rows: pd.DataFrame, p_NK: Any, config: Config) -> pd.DataFrame:
-    names = np.array(config.class_names)
-    return pd.DataFrame(
-        {
-            "image_id": rows["image_id"],
-            "patient_id": rows["patient_id"],
-            "laterality": rows["laterality"],
-            "view": rows["view"],
-            "fold": rows["fold"],
-            "label": names[rows["target"].to_numpy()],
-            "predicted": names[p_NK.argmax(axis=1)],
-            **{f"p_{name}": p_NK[:, k] for k, name in enumerate(names)},
-        }
-    )
-
-
 def dry_run(source: Source, config: Config, scale: Scale, say: Say = print) -> bool:
     """Say what :func:`run` would do, need and take, after all checks that it makes; nothing is written.
 
@@ -346,7 +330,9 @@ def headline(metrics: dict[str, Any]) -> list[str]:
     test = metrics["folds"][fold]
     lines = []
     for level in ("image", "patient"):
-        values = ", ".join(f"{name} {_with_interval(test[level][name])}" for name in ("kappa", "accuracy", "auc"))
+        values = ", ".join(
+            f"{name} {evaluate.with_interval(test[level][name])}" for name in ("kappa", "accuracy", "auc")
+        )
         lines.append(f"{fold}, per {level} (n = {test[level]['n']}): {values}")
     lines.append(f"always the commonest class: accuracy {test['image']['majority_accuracy']:.3f}")
     if metrics.get("possible_leak"):
@@ -364,8 +350,3 @@ def headline(metrics: dict[str, Any]) -> list[str]:
 
 def _text(value: float | None) -> str:
     return "undefined" if value is None else f"{value:.3f}"
-
-
-def _with_interval(metric: dict[str, float | None]) -> str:
-    interval = "" if metric["low"] is None else f" [{_text(metric['low'])}, {_text(metric['high'])}]"
-    return _text(metric["value"]) + interval

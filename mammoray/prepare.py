@@ -81,9 +81,11 @@ def run(
     return facts
 
 
-def read_catalog(csv: Place | None, dicom_root: Place, config: Config, say: Say) -> catalog.Catalog:
+def read_catalog(
+    csv: Place | None, dicom_root: Place, config: Config, say: Say, unlabelled: bool = False
+) -> catalog.Catalog:
     """Build the catalog and say what it is: layout, evidence, counts, classes, and what results from it cannot know."""
-    data = catalog.build(csv, dicom_root, config.data, config.classes)
+    data = catalog.build(csv, dicom_root, config.data, config.classes, unlabelled)
     say(f"catalog: {data.layout} layout ({'; '.join(data.evidence)})")
     groups = "patients" if data.grouped_by == "patient_id" else f"groups by {data.grouped_by}"
     say(f"catalog: {len(data.rows)} images of {data.rows['patient_id'].nunique()} {groups}, {_counted(data.findings)}")

@@ -15,6 +15,7 @@ from mammoray.checks import require, require_choices, require_range
 
 Auxiliary = Literal["view", "laterality", "age"]
 Balance = Literal["balanced", "sqrt", "effective"]
+Seen = Literal["refuse", "leave_out", "allow"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -331,3 +332,20 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         require_choices(self)
         require_range(self, "bootstrap examples", 0)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ApplyConfig:
+    """How a trained network is applied to images; what it needs to see in them, its checkpoint knows."""
+
+    seen: Seen = "refuse"
+    """Patients that the network has learned from, or was chosen by: those of folds train and val in the split.csv of
+    its run, told by the ids in the tables, as they stand there, and by names and sizes of files. refuse: an error.
+    leave_out: only the others. allow: all; they stand in the results as what they are."""
+    gpu: Literal["auto", "yes", "no"] = "auto"
+    """Whether to use GPUs. auto: yes when the cluster has any."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Arithmetic of the forward pass; that of the training (--precision), where its own figures are to be met."""
+
+    def __post_init__(self) -> None:
+        require_choices(self)

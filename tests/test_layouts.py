@@ -113,3 +113,25 @@ def test_one_folder_named_like_a_class_makes_no_set_of_class_folders(tmp_path: P
     trees.touch(tmp_path, ["4/one.dcm", *(f"{i}/{k}.dcm" for i in range(50, 60) for k in range(2))])
     with pytest.raises(CatalogError, match="only 1 of 21 images are in folders named by a class"):
         catalog.build(None, tmp_path)
+
+
+def test_any_folder_of_images_is_taken_without_labels_where_that_is_allowed_and_nothing_else_fits(
+    tmp_path: Path,
+) -> None:
+    trees.touch(tmp_path, ["p1/1.dcm", "p1/2.dcm", "p2/1.dcm", "single.dcm"])
+    with pytest.raises(CatalogError):
+        catalog.build(None, tmp_path)
+    found = catalog.build(None, tmp_path, unlabelled=True)
+    assert found.layout == "files" and found.rows["label"].isna().all()
+    assert found.rows["patient_id"].tolist() == ["p1", "p1", "p2", "single.dcm"]
+    assert found.leak is not None and "folder" in found.leak
+    named = catalog.build(None, tmp_path, DataConfig(dataset="files"), classes="cancer")
+    assert named.rows.equals(found.rows)
+    assert catalog.build(None, trees.rsna(tmp_path / "set"), unlabelled=True).layout == "rsna"
+
+
+def test_a_table_that_fits_nothing_is_an_error_even_where_labels_are_not_needed(tmp_path: Path) -> None:
+    trees.touch(tmp_path, ["p1/1.dcm"])
+    table = trees.table(tmp_path, "t.csv", ["a,b", "1,2"])
+    with pytest.raises(CatalogError, match="column"):
+        catalog.build(table, tmp_path, unlabelled=True)

@@ -1,0 +1,132 @@
+"""The verbs that apply a trained network, ``predict``, ``evaluate`` and ``embed``: their flags, and what they say.
+
+As :mod:`mammoray.cli`, this module imports neither Ray nor torch before a verb runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from mammoray import storage
+from mammoray.config import DataConfig, IngestConfig
+from mammoray.recipe import ApplyConfig, EvaluateConfig
+
+if TYPE_CHECKING:
+    from mammoray.apply import Request
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ApplyArgs:
+    """What all of them take."""
+
+    checkpoint: Path
+    """The folder of a run, whose best checkpoint counts, or of a checkpoint. It says what the network needs to see:
+    classes, decode settings and architecture are no flags."""
+    dicom_root: str
+    """The folder of the images: a path, or a URI that pyarrow reaches."""
+    outdir: Path
+    """A new folder for the results, or that of an earlier call."""
+    csv: str | None = None
+    """The table of the images, a path or a URI. Default: the one below --dicom-root, or none."""
+    data: DataConfig = field(default_factory=DataConfig)
+    ingest: IngestConfig = field(default_factory=IngestConfig)
+    how: ApplyConfig = field(default_factory=ApplyConfig)
+    address: str | None = None
+    """A Ray cluster: auto, HOST:PORT or ray://HOST:PORT. Default: the cluster of the job this runs in, or one begun on
+    this machine by 'ray start', else a new local one."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PredictArgs(ApplyArgs):
+    """Scores of new images, breasts and patients by a trained network, with labels or without.
+
+    Any folder of images will do. The output folder gets predictions, breasts and patients, each as .parquet and .csv,
+    failures.csv, a row per file that cannot be decoded, audit.csv, what else was left out, and predict.json. Research
+    software, not a medical device: no score may guide the care of a patient.
+    """
+
+    average: Literal["images", "views"] = "images"
+    """How the images of a patient or breast become one: images, each alike; views, each side and view alike, however
+    many images it has."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluateArgs(ApplyArgs):
+    """What a trained network is worth on labelled images: metrics with intervals.
+
+    The output folder gets predictions.parquet, metrics.json and evaluate.json, failures.csv and audit.csv. Folds of the
+    network's own split are judged apart from each other and from new patients.
+    """
+
+    average: Literal["images", "views"] = "images"
+    """How the images of a patient or breast become one: images, each alike; views, each side and view alike, however
+    many images it has."""
+    breasts: bool = False
+    """Also judge by breast: the mean over the images of one side of a patient."""
+    bootstrap: int = 1000
+    """Resamples of patients for the 95 % intervals; 0 leaves the intervals out."""
+    seed: int = 0
+    """Seed of the resamples."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EmbedArgs(ApplyArgs):
+    """The features that a trained network sees in images, and classic baselines on them.
+
+    The output folder gets features.parquet, embed.json, failures.csv and audit.csv; and with labels baselines.json:
+    logistic regression and nearest neighbours, fitted on training patients alone. With --seen allow and the data of the
+    network's own run those are its training patients, and its test patients judge.
+    """
+
+    bootstrap: int = 1000
+    """Resamples of patients for the 95 % intervals of the baselines; 0 leaves the intervals out."""
+    seed: int = 0
+    """Seed of the resamples, and of the split where the network's own does not serve."""
+
+
+def predict(args: PredictArgs, say: Say) -> list[str]:
+    """Run the verb; returns the lines that stand at its end."""
+    from mammoray import apply, cluster
+
+    facts = cluster.run_there(args.address, apply.score, _request(args), args.average, say)
+    counts = f"{facts['decoded']} images, {facts['breasts']} breasts and {facts['patients']} patients"
+    return [f"scores of {counts}, {facts['failed']} files failed: {args.outdir.absolute()}"]
+
+
+def evaluate(args: EvaluateArgs, say: Say) -> list[str]:
+    """Run the verb; returns the lines that stand at its end."""
+    from mammoray import apply, cluster
+
+    config = EvaluateConfig(average=args.average, breasts=args.breasts, bootstrap=args.bootstrap)
+    metrics = cluster.run_there(args.address, apply.judge, _request(args), config, args.seed, say)
+    return [*apply.headline(metrics), f"metrics: {args.outdir.absolute() / 'metrics.json'}"]
+
+
+def embed(args: EmbedArgs, say: Say) -> list[str]:
+    """Run the verb; returns the lines that stand at its end."""
+    from mammoray import cluster
+    from mammoray import embed as embedding
+
+    config = EvaluateConfig(bootstrap=args.bootstrap)
+    facts = cluster.run_there(args.address, embedding.run, _request(args), config, args.seed, say)
+    return [*embedding.headline(facts), f"features: {args.outdir.absolute() / embedding.FILES[0]}"]
+
+
+def _request(args: ApplyArgs) -> Request:
+    from mammoray.apply import Request
+
+    return Request(
+        checkpoint=args.checkpoint.absolute(),
+        csv=None if args.csv is None else storage.absolute(args.csv),
+        dicom_root=storage.absolute(args.dicom_root),
+        outdir=args.outdir.absolute(),
+        data=args.data,
+        ingest=args.ingest,
+        how=args.how,
+        address=args.address,
+    )
