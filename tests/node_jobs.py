@@ -192,7 +192,7 @@ def nodes(folder: Path) -> None:
 
 
 def outage(folder: Path) -> None:
-    """Two nodes decode from an S3 into it; it refuses and is busy for half a minute, and in the end it is gone."""
+    """Two nodes decode from an S3 into it; it refuses and is busy for half a minute, and then for good."""
     scene = Scene(folder)
     for _ in range(2):
         scene.add()
@@ -213,6 +213,8 @@ def outage(folder: Path) -> None:
     scene.prepare("refused", 0.3, archive, storage.join(store, "refused"), shut)
     scene.facts["refused"]["times"] = door.refused
     scene.prepare("gone", 0.3, archive, storage.join(store, "gone"), lambda: door.turn("shut"))
+    door.turn("open")
+    scene.prepare("lost", 0.3, archive, then=lambda: door.turn("shut"))  # The files only; the cache is on the disk.
     (folder / "outage.json").write_text(json.dumps(scene.facts))
 
 

@@ -150,8 +150,12 @@ class TestOutage:
         assert told["failures"] == {"path": [], "exception": []}
         assert told["seconds"] > 30
 
-    def test_if_it_lasts_the_decode_ends_and_says_so(self) -> None:
-        told = self.facts["gone"]
+    @pytest.mark.parametrize("name", ["gone", "lost"])
+    def test_if_it_lasts_the_decode_ends_and_says_so(self, name: str) -> None:
+        told = self.facts[name]
         assert "s3://bucket/some/prefix" in told["error"]
-        assert "Run again" in told["error"] or "run again" in told["error"]
+        assert "un again" in told["error"]
         assert told["seconds"] < 240
+
+    def test_files_that_nothing_delivers_are_no_bad_files(self) -> None:
+        assert "a storage that answers" in self.facts["lost"]["error"]
