@@ -68,7 +68,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         write(Path(folder), given.images, given.side)
         rounds = [
-            {name: ask(folder, "--serve", folder, *map(str, shape)) for name, shape in SHAPES.items()}
+            {name: ask("--serve", folder, *map(str, shape)) for name, shape in SHAPES.items()}
             for _ in range(given.rounds)
         ]
         costs = replace(overheads(Path(folder)), **own_costs(rounds, given.images))
@@ -81,10 +81,12 @@ def main() -> None:
     model(costs)
 
 
-def ask(folder: str, *words: str) -> dict[str, Any]:
+def ask(*words: str) -> dict[str, Any]:
     """What this program says in a process of its own, whose Ray ends with it."""
-    own = {**os.environ, "RAY_worker_niceness": "0", "RAY_TMPDIR": tempfile.mkdtemp(prefix="scale", dir="/tmp")}
-    done = subprocess.run([sys.executable, __file__, *words], env=own, check=True, capture_output=True, text=True)
+    # Near the root: paths of Unix sockets have a limit of 107 characters.
+    with tempfile.TemporaryDirectory(prefix="scale", dir="/tmp", ignore_cleanup_errors=True) as ray_folder:
+        own = {**os.environ, "RAY_worker_niceness": "0", "RAY_TMPDIR": ray_folder}
+        done = subprocess.run([sys.executable, __file__, *words], env=own, check=True, capture_output=True, text=True)
     answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return answer
 
