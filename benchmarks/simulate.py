@@ -71,16 +71,23 @@ class Shape:
         return self.nodes * self.cores
 
 
-def seconds(images: int, shape: Shape, costs: Costs, storage: Storage, shard_images: int = 64) -> float:
-    """Wall time of ``ingest.prepare`` with an empty cache."""
+def seconds(
+    images: int, shape: Shape, costs: Costs, storage: Storage, shard_images: int = 64, warm: bool = False
+) -> float:
+    """Wall time of ``ingest.prepare`` with an empty cache; ``warm`` where the same Ray session has run one before."""
     sizes = ingest._task_sizes(images, shape.total, shard_images)
-    return images * (costs.before + costs.after) + costs.start + _decode(sizes, shape, costs, storage, shard_images)
+    cold = np.full(
+        (shape.nodes, shape.cores + 1), costs.child
+    )  # Seconds of start that a slot has before its first task.
+    if warm:
+        cold[:, 1:] = 0.0  # Ray keeps as many idle workers as a node has cores.
+    decoding = _decode(sizes, cold, shape, costs, storage, shard_images)
+    return images * (costs.before + costs.after) + costs.start + decoding
 
 
-def _decode(sizes: list[int], shape: Shape, costs: Costs, storage: Storage, shard_images: int) -> float:
+def _decode(sizes: list[int], cold: Floats, shape: Shape, costs: Costs, storage: Storage, shard_images: int) -> float:
     waiting, now, owed = deque(float(size) for size in sizes), 0.0, 0.0
-    left = np.zeros((shape.nodes, shape.cores + 1))  # Images of each slot's task.
-    cold = np.full(left.shape, costs.child)  # Seconds of start that each slot has before it.
+    left = np.zeros(cold.shape)  # Images of each slot's task.
     while waiting or left.any():
         images = left.sum()
         for slot in zip(*np.nonzero(left == 0), strict=True):  # The driver gives every free slot a task, one by one.
