@@ -173,9 +173,9 @@ class IngestConfig:
     nodes must see it. Default: mammoray-cache beside the output folder."""
     shard_images: int = 64
     """Images per cache file. A killed run decodes at most the shards in flight, one a core, again."""
-    limit_seconds: float = 60.0
+    limit_seconds: float = 120.0
     """Seconds that one file may take to be read and decoded; a file that takes longer is listed, and tried again by the
-    next run."""
+    next run. A storage that does not answer is waited for within them, for up to 90."""
     min_decoded: float = 0.95
     """The run stops when a smaller share of the files than this can be decoded, 0 to 1."""
 

@@ -23,7 +23,7 @@ import ray.data
 
 from mammoray import cache, storage
 from mammoray.config import DecodeConfig, IngestConfig
-from mammoray.errors import DecodeError, IngestError, MammorayError
+from mammoray.errors import DecodeError, IngestError, MammorayError, StorageError
 from mammoray.sandbox import Outcome, Sandbox
 
 DECODE = "mammoray.decode:decode"
@@ -103,6 +103,8 @@ def prepare(
     ------
     IngestError
         The cache cannot be written or read, or the decoder cannot be started.
+    StorageError
+        The storage of the files answers nothing at all for most of a minute.
     """
     started = time.monotonic()
     folder = cache.cache_folder(store, decode_config)
@@ -258,13 +260,21 @@ def _decode_files(
         outcomes = sandbox_of(function, limit).run([(storage.join(root, path), decode_config, path) for path in paths])
         records = (
             (outcome.lasting, _record(key, path, outcome, decode_config, limit))
-            for key, path, outcome in zip(keys, paths, outcomes, strict=True)
+            for key, path, outcome in zip(keys, paths, _answered(outcomes), strict=True)
         )
         rows = _write(folder, records)
         sink = pa.BufferOutputStream()
         with pa.ipc.new_stream(sink, rows.schema) as stream:
             stream.write_table(rows)
         yield pa.table({"answer": pa.array([sink.getvalue().to_pybytes()], pa.binary())})
+
+
+def _answered(outcomes: Iterator[Outcome]) -> Iterator[Outcome]:
+    """The outcomes, until a storage answers nothing at all: each file more would wait for it as long as this one."""
+    for outcome in outcomes:
+        if isinstance(outcome.error, StorageError):
+            raise outcome.error
+        yield outcome
 
 
 def _write(folder: str, records: Iterator[tuple[bool, dict[str, Any]]]) -> pa.Table:

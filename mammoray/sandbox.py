@@ -23,7 +23,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from typing import Any, BinaryIO
 
-from mammoray.errors import IngestError, MammorayError
+from mammoray.errors import IngestError, MammorayError, StorageError
 
 _IN_FLIGHT = 2  # The job in hand and the next one, so that the child never waits for its parent.
 _PIPE_BYTES = 32_768  # What a pipe takes without its reader, on every system.
@@ -67,7 +67,9 @@ class Outcome:
         """
         if self.end is not None:
             return self.end in _FROM_WITHIN or self.end.startswith("exit status")
-        return self.error is None or isinstance(self.error, MammorayError)
+        return self.error is None or (
+            isinstance(self.error, MammorayError) and not isinstance(self.error, StorageError)
+        )
 
 
 class Sandbox:

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
+from urllib.parse import unquote
 
 from mammoray.errors import StorageError
 
@@ -27,6 +28,11 @@ Links = Literal["inside", "follow"]
 Place = str | Path
 """A path, or a URI as text."""
 _CHUNK = 8 << 20  # Bytes.
+# Between tries of a request pass 50 ms, 100 ms, 200 ms and so on: 51 s in all. Bounded, and without the budget for all
+# requests of a process that the AWS SDK's "standard" way has, which many readers use up in the first seconds.
+_ATTEMPTS = 11
+# What an S3 says, or a gateway before it, when the fault is not with the request.
+_REFUSALS = "NETWORK_CONNECTION|SLOW_DOWN|THROTTLING|SERVICE_UNAVAILABLE|INTERNAL_FAILURE|REQUEST_TIMEOUT|HTTP status 5"
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,9 +104,8 @@ def shown(path: str) -> str:
     return re.sub(r"(?<=://)[^/?]*@", "", path.partition("?")[0]) if is_uri(path) else path
 
 
-@functools.lru_cache(maxsize=16)
 def filesystem(folder: str, setting: str = "--dicom-root") -> tuple[fs.FileSystem, str]:
-    """The file system of a path or URI, and the path in it.
+    """The file system of a path or URI, and the path in it; an S3 that does not answer is asked again for 51 seconds.
 
     Parameters
     ----------
@@ -119,16 +124,49 @@ def filesystem(folder: str, setting: str = "--dicom-root") -> tuple[fs.FileSyste
 
     if not is_uri(folder):
         return fs.LocalFileSystem(use_mmap=True), str(Path(folder).absolute())
+    root, below = _bucket(folder)
     try:
-        system, path = fs.FileSystem.from_uri(folder)
+        system, path = _opened(root)
     except (pa.ArrowException, ValueError, OSError) as error:
         expected = "a folder, or a URI of a storage that pyarrow reaches (s3://, gs://, abfs://, hdfs://, file://)"
         raise StorageError(shown(folder), expected, reason(error), f"Correct {setting}.") from None
-    return (fs.LocalFileSystem(use_mmap=True) if isinstance(system, fs.LocalFileSystem) else system), path
+    return system, f"{path}/{below}" if below else path
+
+
+def _bucket(uri: str) -> tuple[str, str]:
+    """A URI's bucket with the options, by which connections are kept, and the path in it; others than S3's stay whole.
+
+    Examples
+    --------
+    >>> _bucket("s3://bucket/set/a%20b/1.dcm?region=eu-west-1"), _bucket("file:///data/set")
+    (('s3://bucket?region=eu-west-1', 'set/a b/1.dcm'), ('file:///data/set', ''))
+    """
+    if not uri.startswith("s3://"):
+        return uri, ""
+    path, mark, query = uri.partition("?")
+    bucket, _, below = path.removeprefix("s3://").partition("/")
+    return f"s3://{bucket}{mark}{query}", unquote(below.rstrip("/"))
+
+
+@functools.lru_cache(maxsize=16)
+def _opened(uri: str) -> tuple[fs.FileSystem, str]:
+    """The file system of a URI, one a process, so that its connections are used again and its region is asked once."""
+    from pyarrow import fs  # noqa: PLC0415
+
+    system, path = fs.FileSystem.from_uri(uri)
+    if system.type_name == "local":
+        system = fs.LocalFileSystem(use_mmap=True)
+    elif system.type_name == "s3":
+        # A URI has no option for it, and pyarrow's own way gives up after 6 s. What pickles is all other options.
+        _, (options,) = system.__reduce__()
+        system = fs.S3FileSystem(**options, retry_strategy=fs.AwsDefaultS3RetryStrategy(max_attempts=_ATTEMPTS))
+    return system, path
 
 
 def reason(error: Exception) -> str:
     """What went wrong, without the text of the error, which may quote the whole URI."""
+    if isinstance(error, StorageError):
+        return error.found
     if isinstance(error, OSError) and error.errno:
         return f"{type(error).__name__}: {os.strerror(error.errno)}"
     code = re.search(r"AWS Error (\w+)", str(error))
@@ -172,14 +210,22 @@ def read(path: str, size: int | None = None) -> bytes:
     ------
     OSError
         It cannot be read.
+    StorageError
+        The storage that it lies on answers nothing at all.
     """
     if not is_uri(path):
         with Path(path).open("rb") as file:
             return file.read(-1 if size is None else size)
     system, inside = filesystem(path)
-    with system.open_input_file(inside) as source:
-        content: bytes = source.read(size)
-        return content
+    try:
+        with system.open_input_file(inside) as source:
+            content: bytes = source.read(size)
+            return content
+    except OSError as error:
+        if not re.search(_REFUSALS, str(error)):
+            raise
+        remedy = "Run again when it does: what is done stays done."
+        raise StorageError(shown(path), "a storage that answers", reason(error), remedy) from None
 
 
 def content(path: str) -> bytes | memoryview:
@@ -187,8 +233,8 @@ def content(path: str) -> bytes | memoryview:
 
     Raises
     ------
-    OSError
-        It cannot be read.
+    OSError, StorageError
+        As of :func:`read`.
     """
     local = local_path(path)
     if local is None:

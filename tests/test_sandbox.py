@@ -11,7 +11,8 @@ from typing import Any
 import psutil
 import pytest
 
-from mammoray.errors import DecodeError, IngestError
+from mammoray import ingest
+from mammoray.errors import DecodeError, IngestError, StorageError
 from mammoray.sandbox import Outcome, Sandbox
 
 ACT = "tests.sandbox_jobs:act"
@@ -83,6 +84,15 @@ def test_two_accidents_in_a_row_are_told_apart(sandbox: Sandbox) -> None:
 def test_a_job_whose_child_was_killed_from_outside_gets_one_more_try(sandbox: Sandbox, tmp_path: Path) -> None:
     outcomes = list(sandbox.run([("kill once", str(tmp_path / "marker")), ("return", 2)]))
     assert [outcome.end for outcome in outcomes] == [None, None]
+
+
+def test_a_storage_that_answers_nothing_is_no_fault_of_the_file_and_ends_a_decode(sandbox: Sandbox) -> None:
+    silent = StorageError("s3://bucket/1.dcm", "a storage that answers", "OSError: NETWORK_CONNECTION", "Run again.")
+    outcomes = list(sandbox.run([("raise", silent), ("return", 1)]))
+    assert str(outcomes[0].error) == str(silent)
+    assert not outcomes[0].lasting
+    with pytest.raises(StorageError, match="NETWORK_CONNECTION"):
+        list(ingest._answered(iter(outcomes)))
 
 
 @pytest.mark.parametrize("hang", [("sleep",), ("spin in C",)])

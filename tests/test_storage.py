@@ -1,3 +1,6 @@
+import re
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -5,6 +8,7 @@ from pyarrow import fs
 
 from mammoray import storage
 from mammoray.errors import StorageError
+from tests.proxy import Door, Mode
 
 
 @pytest.fixture
@@ -66,6 +70,30 @@ def test_the_same_tree_is_found_on_an_object_store(tree: Path, s3: str) -> None:
     assert bytes(storage.content(storage.join(root, "a/b/2.dcm"))) == b"a/b/2.dcm"
     assert storage.is_folder(root) and not storage.is_folder(storage.join(root, "none"))
     assert storage.is_file(storage.join(root, "3.dcm")) and not storage.is_file(storage.join(root, "4.dcm"))
+
+
+@pytest.mark.parametrize("mode", ["shut", "busy"])
+def test_an_object_store_that_refuses_for_a_while_is_asked_again(mode: Mode, s3: str) -> None:
+    found = re.search(r"127.0.0.1:(\d+)", s3)
+    assert found
+    door = Door(int(found[1]))
+    file = storage.join(s3.replace(found[0], f"127.0.0.1:{door.port}"), "asked.dcm")
+    system, path = storage.filesystem(file)
+    with system.open_output_stream(path) as sink:
+        sink.write(b"asked")
+    door.turn(mode)
+    threading.Timer(8, door.turn, ["open"]).start()  # pyarrow's own way gives up after six seconds.
+    started = time.monotonic()
+    assert storage.read(file) == b"asked"
+    assert time.monotonic() - started > 6
+    assert door.refused > 2
+    door.close()
+
+
+def test_files_of_a_bucket_share_its_connections(s3: str) -> None:
+    first, second = (storage.filesystem(storage.join(s3, name)) for name in ("a/1.dcm", "b/a name.dcm"))
+    assert first[0] is second[0]
+    assert second[1] == "bucket/some/prefix/b/a name.dcm"
 
 
 def test_the_content_of_a_local_file_is_the_file(tree: Path) -> None:
