@@ -5,8 +5,6 @@ This module imports neither Ray nor torch, so that help is there at once; a verb
 
 from __future__ import annotations
 
-import json
-import math
 import os
 import signal
 import sys
@@ -19,7 +17,7 @@ from typing import Any
 import tyro
 
 from mammoray import __version__, plain, verbs
-from mammoray.checks import require, require_no_secret
+from mammoray.checks import require_no_secret
 from mammoray.config import (
     NOTICE,
     AuditConfig,
@@ -156,31 +154,6 @@ class ReportArgs:
     """The run's folder."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DoctorArgs:
-    """Look at a Ray cluster, or at this machine: can it run what mammoray runs, and what is to be done if not.
-
-    A line for each check: versions, CPUs, memory, disk, GPUs, storage, clocks, and the network between the nodes. The
-    exit status is 0 where all is well (there may be warnings), 1 where something will fail, and 2 where the cluster
-    could not be looked at.
-    """
-
-    storage: str | None = None
-    """A folder, or a URI that pyarrow reaches (s3://bucket/prefix), that runs will use: every node writes a small file
-    there, reads those of the others, and removes it."""
-    limit_seconds: float = 60.0
-    """Seconds to wait for a node, each time that it is asked something."""
-    json: bool = False
-    """Print a JSON list of check, level, found and remedy instead."""
-    address: str | None = None
-    """A Ray cluster: auto, HOST:PORT or ray://HOST:PORT. Default: the cluster of the job this runs in, or one begun on
-    this machine by 'ray start', else a new local one."""
-
-    def __post_init__(self) -> None:
-        require_no_secret(self.storage or "", "--storage")
-        require(0 < self.limit_seconds < math.inf, "limit_seconds", "above 0", self.limit_seconds)
-
-
 def _source(args: _RunArgs) -> Any:
     from mammoray.pipeline import Source
 
@@ -279,18 +252,8 @@ def _report(args: ReportArgs) -> None:
     say(f"report: {report.write_report(args.outdir)}")
 
 
-def _doctor(args: DoctorArgs) -> int:
-    from mammoray import cluster, doctor, storage
-
-    place = None if args.storage is None else storage.absolute(args.storage)
-    lines = cluster.run_there(args.address, doctor.run, place, args.address, args.limit_seconds)
-    if args.json:
-        say(json.dumps([plain.to_dict(line) for line in lines], indent=2))
-    else:
-        for line in lines:
-            say(str(line))
-        say(doctor.counted(lines))
-    return 1 if any(line.level == "FAIL" for line in lines) else 0
+def _doctor(args: verbs.DoctorArgs) -> int:
+    return verbs.doctor(args, say)
 
 
 def say(line: str) -> None:
@@ -313,7 +276,7 @@ VERBS: dict[str, tuple[type[Any], Callable[[Any], int | None], str]] = {
     "audit": (AuditArgs, _audit, "look for what is wrong with a data set"),
     "prepare": (PrepareArgs, _prepare, "decode all images into the cache, and nothing else"),
     "synth": (SynthArgs, _synth, "write synthetic mammograms to try everything on"),
-    "doctor": (DoctorArgs, _doctor, "look at a cluster, or at this machine: what would fail there"),
+    "doctor": (verbs.DoctorArgs, _doctor, "look at a cluster, or at this machine: what would fail there"),
     "report": (ReportArgs, _report, "write the HTML report of a run again"),
 }
 

@@ -1,16 +1,19 @@
-"""The verbs that apply a trained network, ``predict``, ``evaluate`` and ``embed``: their flags, and what they say.
+"""The verbs around a training, ``doctor``, ``predict``, ``evaluate`` and ``embed``: their flags, and what they say.
 
 As :mod:`mammoray.cli`, this module imports neither Ray nor torch before a verb runs.
 """
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from mammoray import storage
+from mammoray import plain, storage
+from mammoray.checks import require, require_no_secret
 from mammoray.config import DataConfig, IngestConfig
 from mammoray.recipe import ApplyConfig, EvaluateConfig
 
@@ -89,6 +92,31 @@ class EmbedArgs(ApplyArgs):
     """Seed of the resamples, and of the split where the network's own does not serve."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DoctorArgs:
+    """Look at a Ray cluster, or at this machine: can it run what mammoray runs, and what is to be done if not.
+
+    A line for each check: versions, CPUs, memory, disk, GPUs, storage, clocks, and the network between the nodes. The
+    exit status is 0 where all is well (there may be warnings), 1 where something will fail, and 2 where the cluster
+    could not be looked at.
+    """
+
+    storage: str | None = None
+    """A folder, or a URI that pyarrow reaches (s3://bucket/prefix), that runs will use: every node writes a small file
+    there, reads those of the others, and removes it."""
+    limit_seconds: float = 60.0
+    """Seconds to wait for a node, each time that it is asked something."""
+    json: bool = False
+    """Print a JSON list of check, level, found and remedy instead."""
+    address: str | None = None
+    """A Ray cluster: auto, HOST:PORT or ray://HOST:PORT. Default: the cluster of the job this runs in, or one begun on
+    this machine by 'ray start', else a new local one."""
+
+    def __post_init__(self) -> None:
+        require_no_secret(self.storage or "", "--storage")
+        require(0 < self.limit_seconds < math.inf, "limit_seconds", "above 0", self.limit_seconds)
+
+
 def predict(args: PredictArgs, say: Say) -> list[str]:
     """Run the verb; returns the lines that stand at its end."""
     from mammoray import apply, cluster
@@ -115,6 +143,22 @@ def embed(args: EmbedArgs, say: Say) -> list[str]:
     config = EvaluateConfig(bootstrap=args.bootstrap)
     facts = cluster.run_there(args.address, embedding.run, _request(args), config, args.seed, say)
     return [*embedding.headline(facts), f"features: {args.outdir.absolute() / embedding.FILES[0]}"]
+
+
+def doctor(args: DoctorArgs, say: Say) -> int:
+    """Run the verb; returns its exit status."""
+    from mammoray import cluster
+    from mammoray import doctor as examiner
+
+    place = None if args.storage is None else storage.absolute(args.storage)
+    lines = cluster.run_there(args.address, examiner.run, place, args.address, args.limit_seconds)
+    if args.json:
+        say(json.dumps([plain.to_dict(line) for line in lines], indent=2))
+    else:
+        for line in lines:
+            say(str(line))
+        say(examiner.counted(lines))
+    return 1 if any(line.level == "FAIL" for line in lines) else 0
 
 
 def _request(args: ApplyArgs) -> Request:

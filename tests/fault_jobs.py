@@ -11,6 +11,7 @@ import re
 import resource
 import shutil
 import signal
+import socket
 import sys
 import threading
 import time
@@ -39,25 +40,25 @@ Story = Iterator[Callable[[str], bool]]
 class Nodes:
     """A head with one CPU, on which the driver is, and nodes of two."""
 
-    def __init__(self, nodes: int) -> None:
+    def __init__(self, nodes: int, **head: Any) -> None:
         self.cluster = Cluster(
             initialize_head=True,
             shutdown_at_exit=False,  # It would want to handle signals itself, in the main thread.
-            head_node_args={"num_cpus": 1, "include_dashboard": False},
+            head_node_args={"num_cpus": 1, "include_dashboard": False, **head},
         )
         self.nodes = [self.cluster.add_node(num_cpus=2) for _ in range(nodes)]
 
     def add(self, **options: Any) -> None:
         self.nodes.append(self.cluster.add_node(num_cpus=2, **options))
 
-    def workers(self, node: Any) -> list[int]:
-        """Processes of the training workers on a node."""
+    def workers(self, node: Any, kind: str = "RayTrainWorker") -> list[int]:
+        """Processes of the training workers on a node, or of others."""
         raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
-        return [p.pid for p in raylet.children(recursive=True) if "RayTrainWorker" in " ".join(p.cmdline())]
+        return [p.pid for p in raylet.children(recursive=True) if kind in " ".join(p.cmdline())]
 
-    def busy(self) -> list[Any]:
-        """Nodes with a training worker."""
-        return [node for node in self.nodes if self.workers(node)]
+    def busy(self, kind: str = "RayTrainWorker") -> list[Any]:
+        """Nodes with a training worker, or another kind of process."""
+        return [node for node in self.nodes if self.workers(node, kind)]
 
     def kill(self, node: Any) -> None:
         """As a machine dies: nothing on it says good-bye."""
@@ -179,7 +180,11 @@ def tides(folder: Path) -> None:
 
 def hunt(folder: Path) -> None:
     """A search over nodes of two CPUs, two trials side by side; the node of one is lost when both have trained."""
-    nodes = Nodes(3)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    # No room for a trial's process on the head. Ray asks the dashboard whose places a lost controller has left behind.
+    nodes = Nodes(3, memory=0, include_dashboard=True, dashboard_port=port)
     ray.init(nodes.cluster.address, logging_level="ERROR", log_to_driver=False)
     source = Source(csv=folder / "table.csv", dicom_root=folder / "set", outdir=folder / "run")
     search = TuneConfig(num_trials=3, trials_at_once=2, scheduler="none", search="random", prune_collapsed=False)
@@ -189,7 +194,7 @@ def hunt(folder: Path) -> None:
         while min(len(read_history(trial)) for trial in trials) < 3:
             time.sleep(0.1)
         tell(f"BUSY {len(nodes.busy())}")
-        nodes.kill(nodes.busy()[0])
+        nodes.kill(nodes.busy("Trainable")[0])
         for trial in trials:
             shutil.copy(trial / "history.jsonl", folder / f"{trial.name}.jsonl")
 
