@@ -29,22 +29,22 @@ _LARGEST = 64  # Batches of a task.
 
 
 @functools.lru_cache(maxsize=1)
-def _network(folder: Path, gpu: bool) -> tuple[model.DensityNet, torch.device]:
-    # Ray reuses the process of a task for the next, so a worker process loads the network once.
+def _network(net: ray.ObjectRef, gpu: bool) -> tuple[model.DensityNet, torch.device]:
+    # Ray reuses the process of a task for the next, so a worker process gets the network once.
     device = torch.device("cuda" if gpu else "cpu")
-    return checkpoint.load_model(folder)[0].to(device), device
+    return ray.get(net).to(device), device
 
 
 @torch.no_grad()
 def _forward(
-    rows: pd.DataFrame, folder: Path, decode: DecodeConfig, gpu: bool, kind: torch.dtype | None, features: bool
+    rows: pd.DataFrame, net: ray.ObjectRef, decode: DecodeConfig, gpu: bool, kind: torch.dtype | None, features: bool
 ) -> Iterator[dict[str, npt.NDArray[Any]]]:
-    net, device = _network(folder, gpu)
+    own, device = _network(net, gpu)
     numbers = rows["row"].to_numpy()
     for batch in batches.read(rows, np.arange(len(rows), dtype=np.int64), _BATCH, decode):
         x_B1HW = model.to_unit(torch.from_numpy(batch["image"]).to(device)).unsqueeze(1)
         with torch.autocast(device.type, dtype=kind, enabled=kind is not None):
-            outputs = _outputs(net, x_B1HW, features)
+            outputs = _outputs(own, x_B1HW, features)
         yield {"row": numbers[batch["row"]], **{name: value.cpu().numpy() for name, value in outputs.items()}}
 
 
@@ -74,7 +74,7 @@ def predict(
     rows : pandas.DataFrame
         With ``shard`` and ``position``; at least one.
     folder : Path
-        Of a checkpoint, seen by every node.
+        Of a checkpoint.
     decode : DecodeConfig
         How the rows were decoded.
     gpu : bool
@@ -121,8 +121,9 @@ def _run(
     """Outputs of the network, by name, in the order of the rows."""
     checkpoint.require_equal(folder, checkpoint.read_card(folder), {"decode": decode})
     kind = model.autocast_kind(precision)
+    net = ray.put(checkpoint.load_model(folder)[0])  # Other nodes need not see the folder.
     results = ray.data.from_pandas(_parts(rows, gpu)).map_batches(
-        functools.partial(_forward, folder=folder.resolve(), decode=decode, gpu=gpu, kind=kind, features=features),
+        functools.partial(_forward, net=net, decode=decode, gpu=gpu, kind=kind, features=features),
         batch_size=None,
         batch_format="pandas",
         num_gpus=1 if gpu else 0,
