@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -10,19 +11,21 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 import psutil
 import pytest
 
-from mammoray import controller, mirror, storage, train
+from mammoray import controller, mirror, predict, storage, train
 from mammoray.config import Config, Scale
 from mammoray.errors import RunFolderError, StorageError
 from mammoray.mirror import Mirror, mirrored
 from mammoray.plain import replace, to_toml
 from mammoray.synth import SynthSummary
 from tests.conftest import SMALL, Prepared
+from tests.ray_nodes import OWN_MOUNTS, RayNodes
 
 ROOT = Path(__file__).parents[1]
 
@@ -229,3 +232,80 @@ def test_a_search_whose_machine_is_lost_goes_on_from_the_storage_on_another_one(
     assert {"study.html", "best.toml", "best/metrics.json", "trials/0002/checkpoints/best/model.safetensors"} <= names(
         copy
     )
+
+
+# Nodes without a common folder ----------------------------------------------------------------------------------------
+
+HIDE = 'mount -t tmpfs tmpfs "$1" || exit 1; shift; exec "$@"'
+
+
+@dataclass(frozen=True)
+class Apart:
+    """A cluster of two nodes of one CPU, and a folder that is another one on the second."""
+
+    cluster: RayNodes
+    folder: Path
+
+    def run(self, *words: object) -> subprocess.CompletedProcess[str]:
+        return self.cluster.run("-m", "mammoray.cli", *map(str, words))
+
+
+@pytest.fixture(scope="module")
+def apart(s3: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Apart]:
+    folder = tmp_path_factory.mktemp("apart")
+    cluster = RayNodes(Path("/tmp") / f"mammoray-{os.getpid()}-apart")
+    try:
+        cluster.add([*OWN_MOUNTS, "sh", "-c", HIDE, "sh", str(folder)], {})
+        yield Apart(cluster, folder)
+    finally:
+        cluster.close()
+
+
+@pytest.mark.cluster
+@pytest.mark.long
+class TestNodesApart:
+    """What two nodes that share nothing but a bucket come to is what one machine comes to."""
+
+    config = replace(SMALL, train=replace(SMALL.train, epochs=2, trackers=()), ingest=replace(SMALL.ingest, cache=None))
+
+    def words(self, rsna: SynthSummary, folder: Path) -> list[object]:
+        return ["--csv", rsna.csv, "--dicom-root", rsna.root, "--config", settings(folder, self.config)]
+
+    def test_a_path_that_one_node_does_not_see_is_an_error_at_once(
+        self, apart: Apart, rsna: SynthSummary, tmp_path: Path
+    ) -> None:
+        done = apart.run("train", *self.words(rsna, tmp_path), "--outdir", apart.folder / "plain", "--num-workers", 2)
+        assert done.returncode == 2
+        assert "on node" in done.stderr and "--storage s3://bucket/prefix" in done.stderr, done.stderr
+        assert "decode:" not in done.stdout
+
+    def test_two_workers_train_and_all_nodes_decode_and_predict(
+        self, apart: Apart, rsna: SynthSummary, prepared: Prepared, s3: str, tmp_path: Path
+    ) -> None:
+        shared, outdir = storage.join(s3, tmp_path.name), apart.folder / "run"
+        words = [*self.words(rsna, tmp_path), "--storage", shared, "--outdir", outdir, "--num-workers", 2]
+        done = apart.run("train", *words)
+        assert done.returncode == 0, done.stdout + done.stderr
+        rows = prepared.rows.sort_values("image_id", ignore_index=True)
+        alone = train.fit(rows, prepared.digest, self.config, Scale(), tmp_path / "alone", lambda line: None)
+        curve = [(r["val_loss"], r["val_kappa"]) for r in controller.read_history(outdir)]
+        assert curve == [pytest.approx((r["val_loss"], r["val_kappa"]), rel=1e-4) for r in alone.history]
+        assert json.loads((outdir / "run.json").read_text())["split_digest"] == prepared.digest
+        tested = rows[rows["fold"] == "test"].reset_index(drop=True)
+        p_NK = predict.predict(tested, alone.best, self.config.decode)
+        table = pd.read_parquet(outdir / "predictions.parquet").set_index("image_id").loc[tested["image_id"]]
+        assert table[[f"p_{name}" for name in "ABCD"]].to_numpy() == pytest.approx(p_NK, abs=1e-4)
+
+    def test_a_search_runs_its_trials_on_both(self, apart: Apart, rsna: SynthSummary, s3: str, tmp_path: Path) -> None:
+        space = tmp_path / "space.toml"
+        space.write_text("[optim]\nlr = [1e-3, 3e-3]\n", encoding="utf-8")
+        shared, outdir = storage.join(s3, tmp_path.name), apart.folder / "search"
+        words = [*self.words(rsna, tmp_path), "--storage", shared, "--outdir", outdir, "--space", space]
+        flags = ["--num-trials", 4, "--trials-at-once", 2, "--scheduler", "none", "--search", "random"]
+        done = apart.run("tune", *words, *flags)
+        assert done.returncode == 0, done.stdout + done.stderr
+        table = pd.read_parquet(outdir / "trials.parquet")
+        assert (table["state"] == "complete").all(), done.stdout
+        for _, same in table.groupby("optim.lr"):
+            assert same["score"].tolist() == pytest.approx([same["score"].iloc[0]] * len(same), abs=1e-3)
+        assert [len(controller.read_history(outdir / folder)) for folder in table["folder"]] == [3] * 4
