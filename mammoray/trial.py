@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import io
 import queue
+import sys
 import tempfile
 import threading
 import time
@@ -136,7 +137,7 @@ def work(job: Job, tell: Tell, stop: threading.Event) -> None:
                 config,
                 part.scale,
                 part.outdir,
-                lambda line: None,
+                lambda line: _say(f"trial {job.number}: {line}"),
                 log=log,
                 stop=stop,
                 start=part.start and storage.join(part.start, "checkpoints/last"),
@@ -148,6 +149,11 @@ def work(job: Job, tell: Tell, stop: threading.Event) -> None:
             if job.folds > 1:
                 tell({**standing.message(job.folds), "start_seconds": waited[0] if waited else None})
     tell({**standing.message(job.folds), "start_seconds": waited[0] if waited else None, "finished": True})
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
 
 
 @contextlib.contextmanager
@@ -183,7 +189,15 @@ def _parts(job: Job, copy: Mirror) -> list[_Part]:
 
 
 class Trial(tune.Trainable):  # type: ignore[misc]
-    """A trial as Ray Tune sees it: a step is a message. One process works for several trials in turn."""
+    """A trial as Ray Tune sees it: a step is a message. One process works for several trials in turn.
+
+    What the trainings say goes to the process's output, which the Ray dashboard shows as the log of the actor.
+    """
+
+    @classmethod
+    def default_resource_request(cls, config: dict[str, Any]) -> tune.PlacementGroupFactory:
+        """A byte: Ray Tune wants something for the process that drives the trial; the CPUs are the workers'."""
+        return tune.PlacementGroupFactory([{"memory": 1}])
 
     def setup(self, config: dict[str, Any]) -> None:
         """Begin."""

@@ -48,7 +48,6 @@ from mammoray.trial import SETTINGS, Job, Trial
 
 _AT_ONCE_ON_CPUS = 4
 _AGAIN = "The same command, or mammoray tune --resume, goes on from there."
-_MEMORY = 1  # A byte: what Ray Tune reserves for a trial's own process, as it has to be something.
 
 
 def run(
@@ -318,7 +317,7 @@ def _search(
     folder = storage.join(copy.copy or str(outdir), "ray")
     system, path = storage.filesystem(folder, "--storage")
     tuner = tune.Tuner(
-        tune.with_resources(Trial, {"memory": _MEMORY}),
+        Trial,
         tune_config=tune.TuneConfig(
             search_alg=StudySearch(trials),
             scheduler=StudyScheduler(trials),

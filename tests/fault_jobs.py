@@ -194,7 +194,7 @@ def hunt(folder: Path) -> None:
         while min(len(read_history(trial)) for trial in trials) < 3:
             time.sleep(0.1)
         tell(f"BUSY {len(nodes.busy())}")
-        nodes.kill(nodes.busy("Trainable")[0])
+        nodes.kill(nodes.busy("ray::Trial")[0])
         for trial in trials:
             shutil.copy(trial / "history.jsonl", folder / f"{trial.name}.jsonl")
 

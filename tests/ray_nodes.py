@@ -20,18 +20,31 @@ OWN_MOUNTS = ["unshare", *([] if os.geteuid() == 0 else ["--user", "--map-root-u
 """What a program is started with to have mounts that no other sees."""
 
 
-class RayNodes:
-    """A cluster whose processes know nothing of other Rays; ``folder`` has to be near the root of the disk."""
+def free_port() -> int:
+    """A port of loopback that nobody has."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port
 
-    def __init__(self, folder: Path) -> None:
+
+class RayNodes:
+    """A cluster whose processes know nothing of other Rays; ``folder`` has to be near the root of the disk.
+
+    With a ``dashboard`` it asks nobody for a token, so that a browser can look at it.
+    """
+
+    def __init__(self, folder: Path, dashboard: bool = False) -> None:
         self.folder = folder
         self.folder.mkdir()
         self.token = secrets.token_hex(32)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.address = f"127.0.0.1:{free.getsockname()[1]}"
-        head = ["--head", f"--port={self.address.split(':')[1]}", f"--temp-dir={folder}", "--include-dashboard=false"]
-        self._begin(head, (), {})
+        self.open = dashboard
+        self.address, board = (f"127.0.0.1:{free_port()}" for _ in range(2))
+        self.dashboard = f"http://{board}"
+        port = board.split(":")[1]
+        shown = [f"--dashboard-port={port}", "--dashboard-agent-listen-port=0"] if dashboard else []
+        head = ["--head", f"--port={self.address.split(':')[1]}", f"--temp-dir={folder}"]
+        self._begin([*head, f"--include-dashboard={str(dashboard).lower()}", *shown], (), {})
 
     def add(self, before: Sequence[str] = (), environment: Mapping[str, str] | None = None) -> None:
         """A node more; ``before`` is what its command line begins with."""
@@ -50,6 +63,8 @@ class RayNodes:
         own = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
         own |= {"PYTHONPATH": str(ROOT), "RAY_TMPDIR": str(self.folder), "RAY_ADDRESS": self.address}
         # Said, because a head takes a token that it finds in the home folder, and the nodes behind it do not.
+        if self.open:
+            return own | {"RAY_AUTH_MODE": "disabled"} | more
         return own | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token} | more
 
     def run(self, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import socket
 import subprocess
+import sys
 import sysconfig
 import time
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +22,12 @@ from optuna.storages.journal import JournalFileBackend
 
 from mammoray import trackers
 from mammoray.config import Config
-from mammoray.plain import replace
+from mammoray.plain import replace, to_toml
+from mammoray.synth import SynthSummary
 from tests import studies
 from tests.browser import needs_chromium, see
+from tests.conftest import SMALL, Prepared
+from tests.ray_nodes import RayNodes
 from tests.run_factory import make_epoch
 
 LOCAL = {"127.0.0.1"}
@@ -158,3 +163,55 @@ def test_tensorboard_opens_in_a_browser(tensorboard: str, tmp_path: Path) -> Non
     assert "learning_rate" in shown
     assert "hparams" in shown
     assert seen.hosts == LOCAL
+
+
+@pytest.mark.long
+@needs_chromium
+def test_the_ray_dashboard_shows_a_search_as_it_runs_its_trials_and_their_logs(
+    prepared: Prepared, rsna: SynthSummary, tmp_path: Path
+) -> None:
+    """And so do the other two, which read what a search has written so far."""
+    config = replace(SMALL, train=replace(SMALL.train, epochs=30), ingest=replace(SMALL.ingest, cache=prepared.cache))
+    (tmp_path / "settings.toml").write_text(to_toml(config), encoding="utf-8")
+    (tmp_path / "space.toml").write_text("[optim]\nlr = [1e-3, 3e-3]\n", encoding="utf-8")
+    outdir, nodes = tmp_path / "search", RayNodes(Path("/tmp") / f"mammoray-{os.getpid()}-seen", dashboard=True)
+    flags = ["--csv", rsna.csv, "--dicom-root", rsna.root, "--outdir", outdir, "--config", tmp_path / "settings.toml"]
+    more = ["--space", tmp_path / "space.toml", "--num-trials", "2", "--trials-at-once", "1", "--scheduler", "none"]
+    command = [sys.executable, "-m", "mammoray.cli", "tune", *map(str, [*flags, *more])]
+    try:
+        search = subprocess.Popen(command, env=nodes.environment(), stdout=subprocess.DEVNULL, cwd=nodes.folder)
+        log = wait_for(lambda: log_of_trial(nodes.dashboard, "epoch 3/30"), search)
+        assert "trial 0: epoch 1/30: train loss" in log
+        shown = words(see(tmp_path, f"{nodes.dashboard}/#/actors", milliseconds=20_000).dom)
+        assert "Trial" in shown and "ALIVE" in shown
+        with serving("optuna-dashboard", str(outdir / "study.journal"), ready="/api/studies") as address:
+            (trial, *_) = ask(f"{address}/api/studies/0?after=0")["trials"]
+            assert trial["state"].lower() == "running" and len(trial["intermediate_values"]) >= 3
+        with serving("tensorboard", "--logdir", str(outdir / "trials"), ready="/data/runs") as address:
+            assert ask(f"{address}/data/runs") == ["0000/tensorboard"]
+        search.terminate()
+        assert search.wait(timeout=60) == 143
+    finally:
+        nodes.close()
+
+
+def log_of_trial(dashboard: str, wanted: str) -> str:
+    """The log of the process of a trial that is alive, once it holds some words."""
+    actors = ask(f"{dashboard}/api/v0/actors?detail=1")["data"]["result"]["result"]
+    for actor in actors:
+        if actor["class_name"] == "Trial" and actor["state"] == "ALIVE":
+            place = f"{dashboard}/api/v0/logs/file?actor_id={actor['actor_id']}&suffix=out&lines=1000"
+            with urllib.request.urlopen(place, timeout=10) as answer:
+                text: str = answer.read().decode()
+                return text if wanted in text else ""
+    return ""
+
+
+def wait_for(found: Callable[[], str], process: subprocess.Popen[bytes]) -> str:
+    until = time.monotonic() + 150
+    while True:
+        with suppress(OSError):
+            if said := found():
+                return said
+        assert process.poll() is None and time.monotonic() < until
+        time.sleep(0.5)
