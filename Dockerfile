@@ -26,7 +26,8 @@ RUN pip install --no-cache-dir --disable-pip-version-check --root-user-action ig
 COPY pyproject.toml README.md LICENSE ./
 COPY mammoray ./mammoray
 COPY jobs ./jobs
-RUN pip install --no-cache-dir --disable-pip-version-check --root-user-action ignore --no-deps .
+# A job's output folder is made here.
+RUN pip install --no-cache-dir --disable-pip-version-check --root-user-action ignore --no-deps . && chown ray:users .
 
 USER 1000:100
 CMD ["mammoray", "--help"]

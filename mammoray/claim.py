@@ -51,6 +51,7 @@ def take(copy: Mirror, identity: str) -> None:
         copy.remove("checkpoints")
         outdir.mkdir(parents=True, exist_ok=True)
         write_json(outdir / "run.json", {"version": __version__, "identity": identity, "finished": False})
+        copy.push(("run.json",))  # Before all else, by which another machine would not know the run.
     except OSError as error:
         raise RunFolderError(str(outdir), "a folder that can be written", type(error).__name__, _ANOTHER) from error
 

@@ -158,6 +158,9 @@ def _sum_on_gpus(heard: Sequence[Node], limit: float) -> list[Verdict]:
 def _sum(ends: Sequence[tuple[Node, Any]], backend: wires.Backend, limit: float) -> Verdict:
     """An all-reduce over these ends."""
     problem, seconds = wires.all_reduce(ends, backend, limit)
+    if problem and backend == "nccl" and "no answer" in problem:
+        remedy = "Look again when no training holds the GPUs."
+        return Verdict(backend, "WARN", f"{problem}; they may be taken", remedy)
     if problem:
         remedy = f"Set {backend.upper()}_SOCKET_IFNAME before ray start, to the interface of the address that Ray uses."
         return Verdict(backend, "FAIL", problem, remedy)

@@ -8,6 +8,7 @@ seconds of what they tell.
 from __future__ import annotations
 
 import contextlib
+import json
 import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from mammoray import storage
 from mammoray.errors import MammorayError, RunFolderError, StorageError
 
 _EVERY = 5.0  # Seconds between looks for new files.
+_MARKERS = ("run.json", "search.json")  # Each says whose the folder is, by its identity.
 RAYS = "checkpoints/ray"
 """Folder of Ray's own checkpoints in a run's folder."""
 Known = dict[str, tuple[int, int]]
@@ -29,8 +31,14 @@ def place(outdir: Path, shared: str | None) -> str | None:
     --------
     >>> place(Path("runs/first"), "s3://bucket/runs?region=eu-west-1")
     's3://bucket/runs/first?region=eu-west-1'
+    >>> place(Path("/shared/runs/first"), "/shared/runs") is None
+    True
     """
-    return storage.join(storage.absolute(shared), outdir.name) if shared else None
+    if not shared:
+        return None
+    copy = storage.join(storage.absolute(shared), outdir.name)
+    own = None if storage.is_uri(copy) and not copy.startswith("file:") else storage.local_path(copy)
+    return None if own and Path(own).resolve() == outdir.resolve() else copy
 
 
 class Mirror:
@@ -41,16 +49,18 @@ class Mirror:
     folder : Path
     copy : str or None
         Path or URI.
+    without : str
+        Files with this in their path stay where they are.
     """
 
-    def __init__(self, folder: Path, copy: str | None) -> None:
-        self.folder, self.copy = folder, copy
+    def __init__(self, folder: Path, copy: str | None, without: str = "") -> None:
+        self.folder, self.copy, self.without = folder, copy, without
         self.known: Known = {}
         self.lock = threading.Lock()
 
-    def __reduce__(self) -> tuple[type[Mirror], tuple[Path, str | None]]:
+    def __reduce__(self) -> tuple[type[Mirror], tuple[Path, str | None, str]]:
         """For Ray Tune, which pickles all that a search has; the copy of an object begins to look anew."""
-        return Mirror, (self.folder, self.copy)
+        return Mirror, (self.folder, self.copy, self.without)
 
     def fetch(self, below: str = "") -> None:
         """Take all files that the copy has, or those below one of its folders, in place of those that are here.
@@ -64,9 +74,11 @@ class Mirror:
             return
         source = storage.join(self.copy, below) if below else self.copy
         with _answering(source), self.lock:
-            for entry in storage.walk(source) if storage.is_folder(source, "--storage") else ():
+            found = list(storage.walk(source)) if storage.is_folder(source, "--storage") else []
+            # The marker first: without it, what a broken fetch has brought would count as somebody else's.
+            for entry in sorted(found, key=lambda entry: entry.path not in _MARKERS):
                 name = f"{below}/{entry.path}" if below else entry.path
-                if not _is_left(name) and not self._is_same(name, entry.size):
+                if not self._is_left(name) and not self._is_same(name, entry.size):
                     storage.download(storage.join(self.copy, name), self.folder / name)
                     self.known[name] = _stamp(self.folder / name)
 
@@ -105,23 +117,23 @@ class Mirror:
         return path.exists() and _stamp(path) == self.known.get(name) and path.stat().st_size == size
 
     def _changed(self) -> list[str]:
-        """Files to push; the marker last, because it says what the others are."""
+        """Files to push; those last that say that the others are complete."""
         found = [path.relative_to(self.folder).as_posix() for path in self.folder.rglob("*") if path.is_file()]
         new = []
         for name in found:
             with contextlib.suppress(FileNotFoundError):
-                if not _is_left(name) and self.known.get(name) != _stamp(self.folder / name):
+                if not self._is_left(name) and self.known.get(name) != _stamp(self.folder / name):
                     new.append(name)
-        return sorted(new, key=lambda name: (name.endswith("run.json"), name))
+        return sorted(new, key=lambda name: (name.endswith("run.json"), name.endswith("/finished"), name))
+
+    def _is_left(self, name: str) -> bool:
+        mine = f"/{name}"
+        return name.endswith(".partial") or f"/{RAYS}/" in mine or bool(self.without and self.without in mine)
 
 
 def _stamp(path: Path) -> tuple[int, int]:
     status = path.stat()
     return status.st_size, status.st_mtime_ns
-
-
-def _is_left(name: str) -> bool:
-    return name.endswith(".partial") or name.startswith(f"{RAYS}/") or f"/{RAYS}/" in name
 
 
 @contextlib.contextmanager
@@ -136,28 +148,28 @@ def _answering(copy: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def mirrored(folder: Path, copy: str | None, markers: tuple[str, ...] = ("run.json",)) -> Iterator[Mirror]:
+def mirrored(folder: Path, copy: str | None, marker: str = "run.json", without: str = "") -> Iterator[Mirror]:
     """Keep a folder and its copy the same for the time of a ``with`` block.
 
     Parameters
     ----------
-    markers : tuple of str
-        One of these files says that the folder is a run's.
+    marker : str
+        The file that says that the folder is a run's.
+    without : str
+        As of :class:`Mirror`.
 
     Raises
     ------
     RunFolderError
-        The folder here holds files of something else, which the copy would be mixed with.
+        The folder here holds another run, or files of something else, which the copy would be mixed with.
     StorageError
         The storage does not answer at the beginning, or not at the end.
     """
-    own = Mirror(folder, copy)
+    own = Mirror(folder, copy, without)
     if copy is None:
         yield own
         return
-    if folder.is_dir() and any(folder.iterdir()) and not any((folder / name).exists() for name in markers):
-        remedy = "Choose another --outdir, or empty it."
-        raise RunFolderError(str(folder), "an empty folder, or the copy of this run", "other files", remedy)
+    _require_same(folder, copy, marker)
     own.fetch()
     done = threading.Event()
 
@@ -174,3 +186,18 @@ def mirrored(folder: Path, copy: str | None, markers: tuple[str, ...] = ("run.js
         done.set()
         thread.join()
         own.push()
+
+
+def _require_same(folder: Path, copy: str, marker: str) -> None:
+    remedy = "Choose another --outdir or --storage, or empty the folder."
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / marker).exists():
+        raise RunFolderError(str(folder), "an empty folder, or that of the copy", "other files", remedy)
+    there = storage.join(copy, marker)
+    with _answering(copy):
+        if marker in _MARKERS and (folder / marker).exists() and storage.is_file(there, "--storage"):
+            identities = [
+                json.loads(text)["identity"] for text in ((folder / marker).read_bytes(), storage.read(there))
+            ]
+            if identities[0] != identities[1]:
+                found = f"{identities[0]}, beside {identities[1]} in {storage.shown(copy)}"
+                raise RunFolderError(str(folder), "the run of the copy", found, remedy)

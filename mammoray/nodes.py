@@ -174,8 +174,9 @@ def require_seen(written: Mapping[str, storage.Place], root: storage.Place = "",
     ClusterError
         Names the node, the flag and the path, and what to do.
     """
-    # A head without CPUs runs no worker.
-    nodes = [node for node in alive() if node.cpus]
+    # A head without CPUs runs no worker, but the driver may be on it.
+    here = ray.get_runtime_context().get_node_id()
+    nodes = [node for node in alive() if node.cpus or node.id == here]
     folders = {flag: place for flag, given in written.items() if (place := _on_disk(str(given)))}
     base = _on_disk(str(root)) if root else None
     if len(nodes) < 2 or not (folders or base):

@@ -120,7 +120,7 @@ def _grouped_by(path: Path) -> str | None:
 
 
 def folds(rows: pd.DataFrame, origin: Origin) -> pd.Series:
-    """The fold of each row: of its patient, else of its file.
+    """The fold of each row: of its patient or its file, whichever was learned from.
 
     Parameters
     ----------
@@ -138,10 +138,11 @@ def folds(rows: pd.DataFrame, origin: Origin) -> pd.Series:
         return pd.Series(UNKNOWN, index=rows.index)
     of_patient = rows["patient_id"].map(dict(origin.folds)).astype(object)
     of_file = pd.Series([origin.files.get(key) for key in _keys(rows)], index=rows.index, dtype=object)
-    found = of_patient.where(of_patient.notna(), of_file).fillna(NEW)
     order = (*splitfile.FOLDS, NEW)
-    # A patient whose id is new may have one file that is known, and others that are not.
-    ranks = found.map({name: i for i, name in enumerate(order)}).groupby(rows["patient_id"]).transform("min")
+    ranks_of = {name: i for i, name in enumerate(order)}
+    # Another table may give an id anew, and a patient may have one file that is known and others that are not.
+    found = pd.concat([of.fillna(NEW).map(ranks_of) for of in (of_patient, of_file)], axis=1).min(axis=1)
+    ranks = found.groupby(rows["patient_id"]).transform("min").astype(int)
     return ranks.map(dict(enumerate(order)))
 
 

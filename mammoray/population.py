@@ -67,7 +67,7 @@ def shape(search: TuneConfig, config: Config) -> Shape:
     return Shape(members, generations, search.grace)
 
 
-def check(draw: Space, own: Shape, known: int) -> None:
+def check(draw: Space, config: Config, own: Shape, known: int) -> None:
     """Check that a space draws something that a population can change, and that there is room for what is known.
 
     Parameters
@@ -79,6 +79,14 @@ def check(draw: Space, own: Shape, known: int) -> None:
     ------
     ConfigError
     """
+    for flag, value in (
+        ("--patience", config.train.patience),
+        ("--time-limit", config.train.time_limit),
+        ("--collapse-stop", config.collapse.collapse_stop),
+    ):
+        if value:
+            remedy = "Leave it out: members that fall behind are replaced."
+            raise ConfigError(f"{flag} with --scheduler pbt", "members that train to the end", str(value), remedy)
     if known > own.members:
         remedy = "Use more --num-trials, or fewer --points."
         raise ConfigError("--scheduler pbt", f"at most {own.members} points, a member each", str(known), remedy)

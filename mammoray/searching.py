@@ -14,7 +14,7 @@ from ray.tune.search import Searcher
 
 from mammoray import study as studies
 from mammoray.config import Config, TuneConfig
-from mammoray.errors import MammorayError
+from mammoray.errors import MammorayError, StorageError
 from mammoray.population import Population
 from mammoray.trial import Job
 
@@ -52,6 +52,7 @@ class Trials:
     ) -> None:
         self.study, self.config, self.base, self.begin, self.begun, self.say = study, config, base, begin, begun, say
         self.left, self.population = left, population
+        self.failed: StorageError | None = None
         self.open: dict[int, optuna.Trial] = {}
         self.pruned: dict[int, str] = {}
         self.last: dict[int, Message] = {}
@@ -77,6 +78,9 @@ class Trials:
             self.open[trial.number] = trial
             try:
                 return self.begin(trial)
+            except StorageError as error:  # No fault of the trial: it would be that of all others as well.
+                self.failed, self.left = error, 0
+                return None
             except MammorayError as error:
                 self.last[trial.number] = {"failed": f"{type(error).__name__}: {error}"}
                 self.end(trial.number, False)

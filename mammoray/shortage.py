@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 
+from mammoray import storage
 from mammoray.errors import TrainError
 
 LESS_MEMORY = (
@@ -39,6 +40,9 @@ def of_memory(error: BaseException) -> TrainError:
 
 def of_disk(error: OSError, where: str) -> TrainError:
     """What to tell of a checkpoint that could not be written to ``where``."""
+    if storage.is_silent(error):
+        remedy = "Check --storage; the same command then goes on from the last checkpoint."
+        return TrainError(f"a checkpoint in {where}", "storage that answers", storage.reason(error), remedy)
     full = error.errno in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
     found = "a full disk" if full else f"{type(error).__name__}: {error}"
     remedy = (

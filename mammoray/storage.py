@@ -8,6 +8,8 @@ pyarrow is imported where a URI asks for it: the children that decode files of a
 
 from __future__ import annotations
 
+import contextlib
+import copyreg
 import functools
 import mmap
 import os
@@ -16,7 +18,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import unquote
 
 from mammoray.errors import StorageError
@@ -159,8 +161,21 @@ def _opened(uri: str) -> tuple[fs.FileSystem, str]:
     elif system.type_name == "s3":
         # A URI has no option for it, and pyarrow's own way gives up after 6 s. What pickles is all other options.
         _, (options,) = system.__reduce__()
-        system = fs.S3FileSystem(**options, retry_strategy=fs.AwsDefaultS3RetryStrategy(max_attempts=_ATTEMPTS))
+        copyreg.pickle(fs.S3FileSystem, _pickled)
+        system = _patient(options)
     return system, path
+
+
+def _patient(options: dict[str, Any]) -> fs.S3FileSystem:
+    """An S3 that is asked again."""
+    from pyarrow import fs  # noqa: PLC0415
+
+    return fs.S3FileSystem(**options, retry_strategy=fs.AwsDefaultS3RetryStrategy(max_attempts=_ATTEMPTS))
+
+
+def _pickled(system: fs.S3FileSystem) -> tuple[Any, ...]:
+    # Ray sends file systems to its workers; what pyarrow pickles of one has no retry strategy.
+    return _patient, system.__reduce__()[1]
 
 
 def reason(error: Exception) -> str:
@@ -171,6 +186,11 @@ def reason(error: Exception) -> str:
         return f"{type(error).__name__}: {os.strerror(error.errno)}"
     code = re.search(r"AWS Error (\w+)", str(error))
     return f"{type(error).__name__}: {code[1]}" if code else type(error).__name__
+
+
+def is_silent(error: Exception) -> bool:
+    """Whether a storage refuses or does not answer, whatever is asked of it."""
+    return isinstance(error, StorageError) or bool(re.search(_REFUSALS, str(error)))
 
 
 def is_folder(path: str, setting: str = "--dicom-root") -> bool:
@@ -222,7 +242,7 @@ def read(path: str, size: int | None = None) -> bytes:
             content: bytes = source.read(size)
             return content
     except OSError as error:
-        if not re.search(_REFUSALS, str(error)):
+        if not is_silent(error):
             raise
         remedy = "Run again when it does: what is done stays done."
         raise StorageError(shown(path), "a storage that answers", reason(error), remedy) from None
@@ -292,11 +312,17 @@ def remove(path: str) -> None:
 
     Raises
     ------
-    OSError
+    OSError, StorageError
     """
     if is_folder(path, "--storage"):
         system, inside = filesystem(path)
         system.delete_dir(inside)
+
+
+def remove_quietly(path: str) -> None:
+    """Remove what nobody needs any more; where the storage refuses, it stays."""
+    with contextlib.suppress(OSError, StorageError):
+        remove(path)
 
 
 def walk(root: str, links: Links = "inside") -> Iterator[Entry]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import threading
@@ -108,11 +107,11 @@ def fit(
         The run was told to stop, by SIGTERM or ``stop``; it has made a checkpoint.
     """
     checkpoints = outdir / "checkpoints"
-    shared = place(outdir.resolve(), scale.storage) or str(outdir.resolve())
+    shared = place(outdir.absolute(), scale.storage) or str(outdir.resolve())
     rays = storage.join(shared, RAYS)
     history = read_history(outdir)
     if history and _is_finished(history, config) and (checkpoints / _DONE).exists():
-        storage.remove(rays)  # A kill may have left some of it.
+        storage.remove_quietly(rays)  # A kill may have left some of it.
         return Fitted(history=history, best=checkpoints / "best", last=checkpoints / "last")
     scaling, state = check(config, scale, outdir, start)
     tasks.check(rows[rows["fold"] == "train"], config.model.auxiliary)
@@ -226,8 +225,7 @@ def _finish(
         raise RunFolderError(str(outdir), "a folder that can be written", str(error), remedy) from error
     if copy is not None:
         copy.push()
-    with contextlib.suppress(OSError):
-        storage.remove(rays)
+    storage.remove_quietly(rays)
     return Fitted(history=history, best=checkpoints / "best", last=checkpoints / "last")
 
 

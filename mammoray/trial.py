@@ -165,7 +165,7 @@ def _own_folder(job: Job) -> Iterator[Mirror]:
         return
     with (
         tempfile.TemporaryDirectory(prefix="mammoray-") as name,
-        mirrored(Path(name) / job.folder.name, copy, (SETTINGS,)) as own,
+        mirrored(Path(name) / job.folder.name, copy, SETTINGS) as own,
     ):
         yield own
 

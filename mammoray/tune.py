@@ -78,7 +78,7 @@ def run(
         The search was told to stop, by SIGTERM.
     """
     outdir = source.outdir.absolute()
-    with mirrored(outdir, place(outdir, scale.storage), (marker.NAME,)) as copy:
+    with mirrored(outdir, place(outdir, scale.storage), marker.NAME, "/checkpoints/") as copy:
         return _run(source, space, prepare.shared(config, scale), search, scale, say, copy)
 
 
@@ -94,11 +94,12 @@ def _run(
     text = spaces.text(space)
     files = cache.file_keys(pipeline.labelled(data), data.root)
     if search.scheduler == "pbt":
-        populations.check(draw, populations.shape(search, config), len(points) + search.default_first)
+        populations.check(draw, config, populations.shape(search, config), len(points) + search.default_first)
     wanted = _wanted(search, config)
     identity = plain.digest(pipeline.what_counts(config), text, _what_counts(search), parts.digest, sorted(files))
     outdir = source.outdir
     marker.take(source, space, config, search, scale, identity)
+    copy.push((marker.NAME,))
     study = studies.open_study(search.study_storage or str(outdir / studies.JOURNAL), search, config)
     with cluster.connect(scale.address), _on_sigterm():
         nodes.require_seen({"--outdir": copy.copy or outdir})
@@ -249,7 +250,9 @@ class _Begin:
         partial = job.folder / f"{SETTINGS}.partial"
         partial.write_text(plain.to_toml(config), encoding="utf-8")
         partial.replace(job.folder / SETTINGS)
-        self.copy.push((job.folder.relative_to(self.copy.folder).joinpath(SETTINGS).as_posix(),))
+        # The study first: a folder of a trial that it does not know would be taken for another one's.
+        written = job.folder.relative_to(self.copy.folder).joinpath(SETTINGS).as_posix()
+        self.copy.push([name for name in (studies.JOURNAL, written) if (self.copy.folder / name).exists()])
         return job
 
     def _parent(self, trial: optuna.Trial | FrozenTrial) -> Path | None:
@@ -337,8 +340,9 @@ def _search(
         ),
     )
     tuner.fit()
-    with contextlib.suppress(OSError):
-        storage.remove(folder)
+    storage.remove_quietly(folder)
+    if trials.failed is not None:
+        raise trials.failed
     if trials.open or trials.left:  # Ray Tune takes an interrupt from the keyboard itself, and ends in peace.
         raise InterruptedRunError("the search", "to be left alone", "an interrupt", _AGAIN)
 

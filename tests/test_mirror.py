@@ -104,6 +104,61 @@ class TestMirror:
             pass
         assert names(shared) == set()
 
+    def test_another_run_of_the_same_name_is_refused_and_neither_side_changes(
+        self, shared: str, tmp_path: Path
+    ) -> None:
+        for name in ("one", "two"):
+            (tmp_path / name).mkdir()
+            (tmp_path / name / "run.json").write_text(json.dumps({"identity": name, "finished": True}))
+            (tmp_path / name / f"{name}.txt").touch()
+        Mirror(tmp_path / "one", shared).push()
+        with pytest.raises(RunFolderError, match="two, beside one"), mirrored(tmp_path / "two", shared):
+            pass
+        assert names(shared) == {"run.json", "one.txt"}
+        assert names(str(tmp_path / "two")) == {"run.json", "two.txt"}
+
+    def test_a_fetch_that_breaks_leaves_a_folder_that_the_next_one_completes(
+        self, shared: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "one" / "checkpoints").mkdir(parents=True)
+        for name in ("checkpoints/weights", "history.jsonl"):
+            (tmp_path / "one" / name).write_text(name)
+        (tmp_path / "one" / "run.json").write_text(json.dumps({"identity": "one"}))
+        Mirror(tmp_path / "one", shared).push()
+        download, calls = storage.download, list[str]()
+
+        def once(path: str, file: Path) -> None:
+            calls.append(path)
+            if len(calls) > 1:
+                raise OSError("NETWORK_CONNECTION")
+            download(path, file)
+
+        with monkeypatch.context() as patch, pytest.raises(StorageError):
+            patch.setattr(storage, "download", once)
+            with mirrored(tmp_path / "two", shared):
+                pass
+        with mirrored(tmp_path / "two", shared):
+            assert names(str(tmp_path / "two")) == names(str(tmp_path / "one"))
+
+    def test_what_says_that_the_rest_is_complete_comes_last(
+        self, shared: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        sent: list[str] = []
+        monkeypatch.setattr(storage, "upload", lambda file, path: sent.append(file.name))
+        for name in ("checkpoints/finished", "checkpoints/last/model", "history.jsonl", "run.json"):
+            (tmp_path / "one" / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / "one" / name).touch()
+        Mirror(tmp_path / "one", shared).push()
+        assert sent == ["model", "history.jsonl", "finished", "run.json"]
+
+    def test_what_a_search_leaves_with_its_trials_does_not_travel(self, shared: str, tmp_path: Path) -> None:
+        for name in ("trials/0000/checkpoints/last/model", "trials/0000/history.jsonl"):
+            (tmp_path / "one" / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / "one" / name).touch()
+        Mirror(tmp_path / "one", shared).push()
+        Mirror(tmp_path / "two", shared, "/checkpoints/").fetch()
+        assert names(str(tmp_path / "two")) == {"trials/0000/history.jsonl"}
+
     def test_the_copy_is_brought_up_to_date_while_the_work_goes_on_and_after_an_error(
         self, shared: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -130,3 +130,9 @@ def test_what_cannot_be_known_is_said(tmp_path: Path) -> None:
     started = origin.find(write_checkpoint(tmp_path / "started", "d" * 16, config))
     assert "weights from a file" in origin.limits(started, "patient_id")[1]
     assert json.loads((run / "split.json").read_text())["grouped_by"] == "patient_id"
+
+
+def test_a_file_that_was_learned_from_is_known_whatever_patient_a_table_gives_it(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    learned = pd.read_parquet(run / "catalog.parquet").iloc[0]
+    assert folds(rows("13", path=learned["path"], size=int(learned["size"])), run) == ["train"]

@@ -158,6 +158,8 @@ def test_what_cannot_be_a_population_is_an_error() -> None:
     with pytest.raises(ConfigError, match="2 generations"):
         population.shape(plain.replace(SEARCH, grace=6), BASE)
     with pytest.raises(ConfigError, match="draws one of"):
-        population.check(lambda trial: {"a": trial.suggest_int("model.channels", 1, 3)}, own, 1)
+        population.check(lambda trial: {"a": trial.suggest_int("model.channels", 1, 3)}, BASE, own, 1)
     with pytest.raises(ConfigError, match="at most 8 points"):
-        population.check(draw, own, 9)
+        population.check(draw, BASE, own, 9)
+    with pytest.raises(ConfigError, match="--patience with"):
+        population.check(draw, plain.replace(BASE, train=plain.replace(BASE.train, patience=3)), own, 1)

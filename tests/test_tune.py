@@ -283,6 +283,7 @@ def until(ready: Any, process: subprocess.Popen[str], seconds: float = 150) -> N
         time.sleep(0.1)
 
 
+@pytest.mark.long
 def test_a_killed_trial_and_a_killed_driver_cost_only_what_was_under_way(
     prepared: Prepared, rsna: SynthSummary, tmp_path: Path, environment: dict[str, str]
 ) -> None:
