@@ -5,15 +5,18 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any, TypeVar
 
 import ray
 import ray.data
 
-from mammoray.errors import ClusterError
+from mammoray.errors import ClusterError, InterruptedRunError
 
 T = TypeVar("T")
 _TIMEOUT = 5.0  # Seconds for the first answer of a cluster's address.
@@ -61,9 +64,36 @@ def connect(address: str | None) -> Iterator[None]:
             "Start one with 'ray start --head', or leave the address out.",
         ) from error
     try:
-        yield
+        with _ended_in_peace():
+            yield
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _ended_in_peace() -> Iterator[None]:
+    """End at a SIGTERM as at an interrupt from the keyboard; a training has a better answer of its own.
+
+    Ray's answer is to end the process at once and print its stack. An exception from a handler could come up in Ray's
+    own code, where an interrupt is known. The second SIGTERM kills.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # It is ignored in what a shell has in the background.
+        signal.raise_signal(signal.SIGINT)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    except KeyboardInterrupt:
+        remedy = "The same command goes on from there."
+        raise InterruptedRunError("the run", "to be left alone", "an interrupt", remedy) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def is_client(address: str | None) -> bool:

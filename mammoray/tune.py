@@ -6,13 +6,9 @@ Patients of the test set are no part of those rows.
 
 from __future__ import annotations
 
-import contextlib
 import os
-import signal
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import optuna
@@ -101,7 +97,7 @@ def _run(
     marker.take(source, space, config, search, scale, identity)
     copy.push((marker.NAME,))
     study = studies.open_study(search.study_storage or str(outdir / studies.JOURNAL), search, config)
-    with cluster.connect(scale.address), _on_sigterm():
+    with cluster.connect(scale.address):
         nodes.require_seen({"--outdir": copy.copy or outdir})
         at_once, own_scale = resources(search, scale)
         own_scale = plain.replace(own_scale, storage=copy.copy and storage.join(copy.copy, results.TRIALS))
@@ -344,24 +340,4 @@ def _search(
     if trials.failed is not None:
         raise trials.failed
     if trials.open or trials.left:  # Ray Tune takes an interrupt from the keyboard itself, and ends in peace.
-        raise InterruptedRunError("the search", "to be left alone", "an interrupt", _AGAIN)
-
-
-@contextlib.contextmanager
-def _on_sigterm() -> Iterator[None]:
-    """Leave the search at a SIGTERM, as at an interrupt from the keyboard, which Ray Tune waits for.
-
-    All that the search has is in the study's storage and in the trials' folders. The second SIGTERM kills.
-    """
-
-    def leave(number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        signal.raise_signal(signal.SIGINT)
-
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    except KeyboardInterrupt:
-        raise InterruptedRunError("the search", "to be left alone", "an interrupt", _AGAIN) from None
-    finally:
-        signal.signal(signal.SIGTERM, before)
+        raise InterruptedRunError("the run", "to be left alone", "an interrupt", _AGAIN)

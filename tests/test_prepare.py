@@ -1,5 +1,8 @@
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -126,3 +129,23 @@ def test_the_command_line_reads_its_sections_of_a_config_file(irma: SynthSummary
     assert args.ingest == replace(SMALL.ingest, limit_seconds=7.0)
     assert cli.main(["prepare", *words, "--config", str(file)]) == 0
     assert (tmp_path / "out" / "prepare.json").is_file()
+
+
+def test_a_sigterm_ends_a_decode_with_one_line_and_the_next_one_goes_on(rsna: SynthSummary, tmp_path: Path) -> None:
+    folder = Path("/tmp") / f"mammoray-{os.getpid()}-term"
+    words = [sys.executable, "-m", "mammoray.cli", "prepare", "--csv", str(rsna.csv), "--dicom-root", str(rsna.root)]
+    words += ["--outdir", str(tmp_path / "out"), "--shard-images", "4", "--height", "96", "--width", "80"]
+    own = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {"RAY_TMPDIR": str(folder)}
+    try:
+        process = subprocess.Popen(words, env=own, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        assert process.stdout
+        assert next(line for line in process.stdout if line.startswith("decode:"))
+        process.terminate()
+        _, complaints = process.communicate(timeout=60)
+        assert process.returncode == 143
+        assert complaints.startswith("stopped: the run: expected to be left alone"), complaints
+        assert len(complaints.splitlines()) == 1
+        again = subprocess.run(words, env=own, capture_output=True, text=True, timeout=200, check=False)
+        assert again.returncode == 0, again.stderr
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -310,7 +310,7 @@ def test_a_killed_trial_and_a_killed_driver_cost_only_what_was_under_way(
     asked.send_signal(signal.SIGTERM)
     said = asked.communicate(timeout=100)[0]
     assert asked.returncode == 143, said
-    assert "stopped: the search" in said and "Traceback" not in said, said
+    assert "stopped: the run" in said and "Traceback" not in said, said
     assert "going on with trial 1" in said
     assert "trial 0:" not in said, "what was finished is not repeated"
     assert (outdir / "study.html").exists(), "it can be looked at before it is finished"
