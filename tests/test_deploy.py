@@ -3,6 +3,7 @@
 Not seen here: a real cloud, and Docker. Of cluster-gcp.yaml the names inside of ``node_config`` are Google's affair.
 """
 
+import contextlib
 import logging
 import re
 import shutil
@@ -174,7 +175,11 @@ def launched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launched]:
     import boto3
     from moto import mock_aws
 
-    with pytest.MonkeyPatch.context() as patch, mock_aws():
+    with pytest.MonkeyPatch.context() as patch, contextlib.ExitStack() as after:
+        mock = mock_aws()
+        # The S3 server of other tests has its buckets in this process, too: they must stay.
+        mock.start(reset=False)
+        after.callback(mock.stop, remove_data=False)
         patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))  # Ray writes the key pair there.
         for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
             patch.setenv(name, "none")
