@@ -33,6 +33,7 @@ class TestRunFolder:
             "history.jsonl", "predictions.parquet", "examples.parquet", "augmented.parquet", "metrics.json",
             "report.html", *(name for name in names if name.startswith("tensorboard/events.out.")),
             *(f"checkpoints/{which}/{name}" for which in ("best", "last") for name in files),
+            "checkpoints/finished",
         }  # fmt: skip
 
     def test_config_toml_is_the_whole_config(self, finished_run: FinishedRun) -> None:
@@ -203,9 +204,9 @@ def test_a_final_model_learns_from_the_validation_patients_and_is_judged_on_the_
     seen: list[pd.DataFrame] = []
     fit = train.fit
 
-    def told(rows: pd.DataFrame, *rest: Any) -> train.Fitted:
+    def told(rows: pd.DataFrame, *rest: Any, **more: Any) -> train.Fitted:
         seen.append(rows)
-        return fit(rows, *rest)
+        return fit(rows, *rest, **more)
 
     monkeypatch.setattr(train, "fit", told)
     settings = replace(SMALL.train, epochs=3, stop_epoch=2, train_on="train_and_val", keep=2)

@@ -146,7 +146,7 @@ def test_a_kill_after_the_last_epoch_loses_nothing(
     fitted = fit(prepared, tmp_path, config)
     assert fitted.history == controller.read_history(tmp_path) == before
     assert checkpoint.read_card(fitted.best).epoch == checkpoint.read_card(fitted.last).epoch == 1
-    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["best", "last"]
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["best", "finished", "last"]
 
 
 def test_a_history_without_its_checkpoint_is_an_error_and_not_a_new_start(prepared: Prepared, tmp_path: Path) -> None:
@@ -205,7 +205,7 @@ def test_the_best_epochs_are_kept_and_patience_ends_the_run(prepared: Prepared, 
     assert len(fitted.history) < 31
     assert "--patience" in fitted.history[-1]["stopped"]
     ranked = sorted(fitted.history[1:], key=lambda r: r["val_loss"])
-    folders = {p.name for p in (tmp_path / "checkpoints").iterdir()}
+    folders = {p.name for p in (tmp_path / "checkpoints").iterdir() if p.is_dir()}
     assert folders == {"best", "last", f"epoch-{ranked[1]['epoch']:03d}"}
     assert checkpoint.read_card(fitted.best).epoch == ranked[0]["epoch"]
     assert not (tmp_path / "tensorboard").exists()
@@ -223,7 +223,8 @@ def test_a_frozen_backbone_stays_and_then_learns_with_its_norms_and_on_all_worke
     )
     fitted = fit(prepared, tmp_path, config, workers=2)
     start = model.build(config.model, "coral", "density", config.seed).state_dict()
-    kept = {checkpoint.read_card(p).epoch: checkpoint.read_tensors(p) for p in (tmp_path / "checkpoints").iterdir()}
+    folders = [p for p in (tmp_path / "checkpoints").iterdir() if p.is_dir()]
+    kept = {checkpoint.read_card(p).epoch: checkpoint.read_tensors(p) for p in folders}
     moved = {
         epoch: {name for name, tensor in tensors.items() if not np.array_equal(tensor.numpy(), start[name].numpy())}
         for epoch, tensors in kept.items()
