@@ -195,9 +195,15 @@ def _require_same(folder: Path, copy: str, marker: str) -> None:
     there = storage.join(copy, marker)
     with _answering(copy):
         if marker in _MARKERS and (folder / marker).exists() and storage.is_file(there, "--storage"):
-            identities = [
-                json.loads(text)["identity"] for text in ((folder / marker).read_bytes(), storage.read(there))
-            ]
-            if identities[0] != identities[1]:
-                found = f"{identities[0]}, beside {identities[1]} in {storage.shown(copy)}"
+            here, other = (_identity(place, remedy) for place in (str(folder / marker), there))
+            if here != other:
+                found = f"{here}, beside {other} in {storage.shown(copy)}"
                 raise RunFolderError(str(folder), "the run of the copy", found, remedy)
+
+
+def _identity(marker: str, remedy: str) -> str:
+    try:
+        return str(json.loads(storage.read(marker))["identity"])
+    except (ValueError, KeyError, TypeError) as error:
+        found = f"a damaged file ({type(error).__name__})"
+        raise RunFolderError(storage.shown(marker), "the marker of a run", found, remedy) from error

@@ -15,7 +15,7 @@ import ray
 from ray.exceptions import RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from mammoray import storage
+from mammoray import shortage, storage
 from mammoray.errors import ClusterError
 
 LIMIT = 120.0
@@ -190,8 +190,9 @@ def require_seen(written: Mapping[str, storage.Place], root: storage.Place = "",
         answers = ask(look, {node: (node.id, probes, sizes) for node in nodes})
         for node in nodes:
             problem = _unseen(node, answers[node], probes)
-            # One that died is the business of those who would have used it.
-            if problem is not None and node.id in {one.id for one in alive()}:
+            # One that died, or kills its processes for want of memory, is the business of those who would have used it.
+            short = shortage.is_memory(RuntimeError(answers[node].problem))
+            if problem is not None and not short and node.id in {one.id for one in alive()}:
                 raise _refusal(node, problem, {**folders, "--dicom-root": base})
     finally:
         for probe in probes.values():

@@ -1,17 +1,22 @@
-"""How many CPUs a training worker may reserve, and how many workers have room by their GPUs."""
+"""How many CPUs a training worker may reserve, how many workers have room by their GPUs, and room that nobody uses."""
 
 from __future__ import annotations
 
+import contextlib
 import math
+import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import ray
+from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from mammoray.config import Scale
 
 # Ray counts the workers of an elastic group by whole-number division: these shares have no rounding error in binary,
 # nor in Ray's own ten-thousandths.
 _SHARES = tuple(n / 16 for n in range(16, 0, -1))
+_SWEEP_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,3 +82,48 @@ def largest(cluster: list[Node], workers: int) -> float | None:
     """
     most = int(max((node.cpus for node in cluster), default=0))
     return next((float(n) for n in range(most, 0, -1) if room(cluster, n) >= workers), None)
+
+
+@contextlib.contextmanager
+def swept() -> Iterator[None]:
+    """For the time of a ``with`` block, take back what trainings have reserved whose processes were killed.
+
+    Ray keeps such a reservation until the job ends, and a trial that is begun anew would wait for its own. Ray Train
+    has a helper for it, which asks the dashboard: it fails where there is none, and where several Rays run on a machine.
+    """
+    done = threading.Event()
+
+    def sweep() -> None:
+        while not done.wait(_SWEEP_SECONDS):
+            free_abandoned()
+
+    thread = threading.Thread(target=sweep, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def free_abandoned() -> list[str]:
+    """Remove this job's placement groups whose creator, an actor, is dead; returns their ids.
+
+    Who has created them stands only in Ray's own table, which no public function gives in full.
+    """
+    from ray.core.generated import gcs_pb2  # noqa: PLC0415 - as Ray's own state module, whose function is too brief
+
+    job = ray.get_runtime_context().get_job_id()
+    table = ray._private.state.state._connect_and_get_accessor().get_placement_group_table()
+    groups = [gcs_pb2.PlacementGroupTableData.FromString(entry) for entry in table]
+    abandoned = [
+        group.placement_group_id
+        for group in groups
+        if group.creator_job_id.hex() == job
+        and not ray.ActorID(group.creator_actor_id).is_nil()  # Nil: created by the driver.
+        and group.creator_actor_dead
+        and group.state != gcs_pb2.PlacementGroupTableData.REMOVED
+    ]
+    for name in abandoned:
+        remove_placement_group(PlacementGroup(ray.PlacementGroupID(name)))
+    return [name.hex() for name in abandoned]

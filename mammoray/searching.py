@@ -9,6 +9,7 @@ from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
+from ray.tune import Callback
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
@@ -187,3 +188,15 @@ class StudyScheduler(FIFOScheduler):  # type: ignore[misc]
         """Go on or stop."""
         goes_on = self.trials.hear(trial.config["job"].number, result)
         return str(self.CONTINUE if goes_on else self.STOP)
+
+
+class LostTrials(Callback):  # type: ignore[misc]
+    """Says that a trial is begun anew: Ray Tune asks nobody."""
+
+    def __init__(self, say: Say) -> None:
+        self.say = say
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Say so."""
+        number = trial.config["job"].number
+        self.say(f"trial {number}: its process or its node was lost; it goes on from its last checkpoint")

@@ -39,7 +39,7 @@ from mammoray.errors import ClusterError, ConfigError, InterruptedRunError
 from mammoray.mirror import Mirror, mirrored, place
 from mammoray.pipeline import Say, Source
 from mammoray.population import Population
-from mammoray.searching import StudyScheduler, StudySearch, Trials
+from mammoray.searching import LostTrials, StudyScheduler, StudySearch, Trials
 from mammoray.trial import SETTINGS, Job, Trial
 
 _AT_ONCE_ON_CPUS = 4
@@ -331,11 +331,13 @@ def _search(
             storage_path=path,
             storage_filesystem=system,
             verbose=0,
+            callbacks=[LostTrials(say)],
             failure_config=tune.FailureConfig(max_failures=config.train.max_failures),
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False, checkpoint_frequency=0),
         ),
     )
-    tuner.fit()
+    with rooms.swept():
+        tuner.fit()
     storage.remove_quietly(folder)
     if trials.failed is not None:
         raise trials.failed

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -19,6 +21,7 @@ from mammoray.config import (
     SynthConfig,
 )
 from mammoray.recipe import EvaluateConfig, ModelConfig, OptimConfig, SampleConfig, TrainConfig
+from tests.ray_nodes import end_all, environment
 
 # No batch norm in this network: what it computes does not depend on how a batch is divided.
 ARCH = "test_convnext"
@@ -115,3 +118,11 @@ def finished_run(rsna: synth.SynthSummary, ray_session: None, tmp_path_factory: 
     said: list[str] = []
     pipeline.run(source, SMALL, Scale(num_workers=2), said.append)
     return FinishedRun(source, SMALL, said)
+
+
+@pytest.fixture
+def own_ray() -> Iterator[dict[str, str]]:
+    """The environment of commands that are to know of no other Ray than their own; what is left of them is ended."""
+    folder = Path("/tmp") / f"mammoray-{os.getpid()}-own"
+    yield environment(folder)
+    end_all(folder)

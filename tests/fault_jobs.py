@@ -29,6 +29,7 @@ from mammoray import plain, train, tune
 from mammoray.config import Scale, TuneConfig
 from mammoray.controller import read_history
 from mammoray.errors import MammorayError
+from mammoray.nodes import alive, ask
 from mammoray.pipeline import Source
 
 # A node with 2 CPUs has room for one worker.
@@ -209,6 +210,9 @@ def scarce(folder: Path) -> None:
     nodes.add(env_vars={"RAY_memory_usage_threshold": "0.01", "RAY_memory_monitor_refresh_ms": "200"})
     for hook in ({}, {"worker_process_setup_hook": limit_memory}):
         with ray.init(nodes.cluster.address, logging_level="ERROR", log_to_driver=False, runtime_env=hook):
+            if not hook:
+                asked = ask(lambda: time.sleep(20), {node: () for node in alive() if node.id == nodes.nodes[0].node_id})
+                tell(f"asked: {', '.join(answer.problem for answer in asked.values())}")
             fit(folder, Scale(cpus_per_worker=SHARE), tell)
         if not hook:
             nodes.kill(nodes.nodes[0])

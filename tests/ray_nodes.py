@@ -20,6 +20,21 @@ OWN_MOUNTS = ["unshare", *([] if os.geteuid() == 0 else ["--user", "--map-root-u
 """What a program is started with to have mounts that no other sees."""
 
 
+def environment(folder: Path, **more: str) -> dict[str, str]:
+    """Of a process that is to know of no other Ray than its own."""
+    own = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    return own | {"PYTHONPATH": str(ROOT), "RAY_TMPDIR": str(folder)} | more
+
+
+def end_all(ray_folder: Path) -> None:
+    """End what is left of the processes of such an environment: nodes outlive the process that began them."""
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get("RAY_TMPDIR") == str(ray_folder):
+                process.kill()
+    shutil.rmtree(ray_folder, ignore_errors=True)
+
+
 def free_port() -> int:
     """A port of loopback that nobody has."""
     with socket.socket() as free:

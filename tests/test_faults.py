@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
@@ -21,12 +20,13 @@ import pytest
 import safetensors.torch
 import torch
 
-from mammoray import controller, learner, train
+from mammoray import controller, learner, shortage, train
 from mammoray.config import Config, Scale
 from mammoray.errors import IngestError, TrainError
 from mammoray.plain import load_toml, replace, to_toml
 from mammoray.synth import SynthSummary
 from tests.conftest import SMALL, Prepared
+from tests.ray_nodes import end_all, environment
 
 ROOT = Path(__file__).parents[1]
 # Steps that do not add to small differences, and a rate that does not know how many epochs there will be.
@@ -48,12 +48,6 @@ def many(prepared: Prepared, times: int) -> pd.DataFrame:
 
 def curve(history: list[dict[str, Any]]) -> list[tuple[float, float]]:
     return [(record["train_loss"] or 0.0, record["val_loss"]) for record in history]
-
-
-def environment(folder: Path, **more: str) -> dict[str, str]:
-    """Of a process that is to know of no other Ray than its own."""
-    own = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
-    return own | {"PYTHONPATH": str(ROOT), "RAY_TMPDIR": str(folder)} | more
 
 
 def play(scene: str, rows: pd.DataFrame, config: Config, folder: Path) -> list[str]:
@@ -82,15 +76,6 @@ def play(scene: str, rows: pd.DataFrame, config: Config, folder: Path) -> list[s
         end_all(ray_folder)
     assert done.returncode == 0, log.read_text()
     return log.read_text().splitlines()
-
-
-def end_all(ray_folder: Path) -> None:
-    """End what is left of a scene: nodes outlive the process that began them."""
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            if process.environ().get("RAY_TMPDIR") == str(ray_folder):
-                process.kill()
-    shutil.rmtree(ray_folder, ignore_errors=True)
 
 
 def places(said: list[str]) -> list[tuple[int, int, int]]:
@@ -165,6 +150,7 @@ def test_a_search_goes_over_all_nodes_and_a_lost_one_costs_only_the_epochs_since
     )
     said = play("hunt", prepared.rows, config, folder)
     assert "BUSY 2" in said, "each trial had a node"
+    assert any("its process or its node was lost; it goes on" in line for line in said), said
     outdir = folder / "run"
     table = pd.read_parquet(outdir / "trials.parquet")
     assert (table["state"] == "complete").all()
@@ -186,6 +172,8 @@ def test_memory_that_is_short_is_told_as_such_and_a_step_without_it_is_not_tried
         LONG, sample=replace(LONG.sample, batch_size=1000), train=replace(LONG.train, epochs=1, max_failures=1)
     )
     said = play("scarce", many(prepared, 20), config, tmp_path / "scarce")
+    asked = next(line for line in said if line.startswith("asked:"))
+    assert shortage.is_memory(RuntimeError(asked)), "a node that kills its processes cannot say what it sees"
     errors = [line for line in said if line.startswith("TrainError")]
     assert len(errors) == 2, said
     assert "running low on memory" in errors[0]

@@ -117,6 +117,14 @@ class TestMirror:
         assert names(shared) == {"run.json", "one.txt"}
         assert names(str(tmp_path / "two")) == {"run.json", "two.txt"}
 
+    def test_a_damaged_marker_is_an_error_that_names_it(self, shared: str, tmp_path: Path) -> None:
+        (tmp_path / "one").mkdir()
+        (tmp_path / "one" / "run.json").write_text(json.dumps({"identity": "one"}))
+        Mirror(tmp_path / "one", shared).push()
+        (tmp_path / "one" / "run.json").write_text("{")
+        with pytest.raises(RunFolderError, match=r"run\.json.*damaged"), mirrored(tmp_path / "one", shared):
+            pass
+
     def test_a_fetch_that_breaks_leaves_a_folder_that_the_next_one_completes(
         self, shared: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -192,19 +200,6 @@ def test_a_bucket_that_is_not_there_is_said_before_anything_is_done(s3: str, tmp
 # Whole runs -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def environment() -> Iterator[dict[str, str]]:
-    """Of commands that are to know of no other Ray than their own; what is left of them is ended."""
-    ray_folder = Path("/tmp") / f"mammoray-{os.getpid()}-mirror"
-    own = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
-    yield own | {"PYTHONPATH": str(ROOT), "RAY_TMPDIR": str(ray_folder)}
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            if process.environ().get("RAY_TMPDIR") == str(ray_folder):
-                process.kill()
-    shutil.rmtree(ray_folder, ignore_errors=True)
-
-
 def start(environment: dict[str, str], *words: object) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "mammoray.cli", *map(str, words)]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -236,17 +231,17 @@ def settings(folder: Path, config: Config) -> Path:
 
 @pytest.mark.cluster
 def test_a_run_whose_machine_is_lost_goes_on_from_the_storage_on_another_one(
-    prepared: Prepared, rsna: SynthSummary, s3: str, tmp_path: Path, environment: dict[str, str]
+    prepared: Prepared, rsna: SynthSummary, s3: str, tmp_path: Path, own_ray: dict[str, str]
 ) -> None:
     config = replace(SMALL, train=replace(SMALL.train, epochs=5), ingest=replace(SMALL.ingest, cache=None))
     shared = storage.join(s3, tmp_path.name)
     common = ["--csv", rsna.csv, "--dicom-root", rsna.root, "--config", settings(tmp_path, config), "--storage", shared]
     lost, other, third = (tmp_path / name / "run" for name in ("lost", "other", "third"))
-    first = start(environment, "train", *common, "--outdir", lost)
+    first = start(own_ray, "train", *common, "--outdir", lost)
     copy = storage.join(shared, "run")
     kill_when(lambda: len(controller.read_history(lost)) > 2, first)
     shutil.rmtree(lost)
-    said = end(start(environment, "train", *common, "--outdir", other))
+    said = end(start(own_ray, "train", *common, "--outdir", other))
     began = next(line for line in said.splitlines() if "workers, from epoch" in line)
     assert "from epoch 0" not in began and "from epoch 1," not in began, said
     assert "0 new" in said, "the images are on the storage too"
@@ -257,14 +252,14 @@ def test_a_run_whose_machine_is_lost_goes_on_from_the_storage_on_another_one(
     assert {"run.json", "metrics.json", "report.html", "checkpoints/best/model.safetensors"} <= names(copy)
     assert not any(name.startswith(mirror.RAYS) for name in names(copy)), "what nobody needs any more is gone"
     assert not list(tmp_path.glob("*/mammoray-cache")), "no cache on the machine itself"
-    assert "nothing is done again" in end(start(environment, "train", *common, "--outdir", third))
+    assert "nothing is done again" in end(start(own_ray, "train", *common, "--outdir", third))
     assert (third / "report.html").read_bytes() == (other / "report.html").read_bytes()
 
 
 @pytest.mark.cluster
 @pytest.mark.long
 def test_a_search_whose_machine_is_lost_goes_on_from_the_storage_on_another_one(
-    prepared: Prepared, rsna: SynthSummary, s3: str, tmp_path: Path, environment: dict[str, str]
+    prepared: Prepared, rsna: SynthSummary, s3: str, tmp_path: Path, own_ray: dict[str, str]
 ) -> None:
     own = replace(SMALL.ingest, cache=None)
     config = replace(SMALL, train=replace(SMALL.train, epochs=3, trackers=()), ingest=own)
@@ -275,10 +270,10 @@ def test_a_search_whose_machine_is_lost_goes_on_from_the_storage_on_another_one(
     common += ["--space", space, "--num-trials", "3", "--trials-at-once", "1", "--scheduler", "none", "--retrain-best"]
     lost, other = tmp_path / "lost" / "search", tmp_path / "other" / "search"
     copy = storage.join(shared, "search")
-    process = start(environment, "tune", *common, "--outdir", lost)
+    process = start(own_ray, "tune", *common, "--outdir", lost)
     kill_when(lambda: "trials/0001/history.jsonl" in names(copy), process)
     shutil.rmtree(lost)
-    said = end(start(environment, "tune", *common, "--outdir", other))
+    said = end(start(own_ray, "tune", *common, "--outdir", other))
     assert "going on with trial 1" in said
     assert "trial 0:" not in said, "what was finished is not repeated"
     table = pd.read_parquet(other / "trials.parquet")

@@ -1,6 +1,9 @@
 import math
+import time
 
 import pytest
+import ray
+from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 
 from mammoray import rooms
 from mammoray.config import Scale
@@ -63,3 +66,31 @@ def test_two_gpus_on_two_nodes_are_no_place_for_a_worker_with_two() -> None:
     nodes = [Node(8, rooms.places(1, 2))] * 2
     assert rooms.share(nodes, Scale(num_workers=1, gpus_per_worker=2)) is None
     assert rooms.share([Node(8, rooms.places(2, 2))], Scale(num_workers=1, gpus_per_worker=2)) == 1
+
+
+class Holder:
+    """Reserves places as Ray Train's controller does."""
+
+    def hold(self) -> PlacementGroup:
+        group = placement_group([{"CPU": 0.5}])
+        ray.get(group.ready())
+        return group
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_places_of_a_killed_actor_come_free_and_no_others() -> None:
+    lost, living = (ray.remote(num_cpus=0)(Holder).remote() for _ in range(2))
+    abandoned, used = ray.get([lost.hold.remote(), living.hold.remote()])
+    own = placement_group([{"CPU": 0.5}])
+    ray.get(own.ready())
+    assert rooms.free_abandoned() == []
+    with rooms.swept():
+        ray.kill(lost)
+        end = time.monotonic() + 30
+        while placement_group_table(abandoned)["state"] != "REMOVED":
+            assert time.monotonic() < end
+            time.sleep(0.1)
+    assert rooms.free_abandoned() == []
+    for group in (own, used):
+        assert placement_group_table(group)["state"] == "CREATED"
+        remove_placement_group(group)

@@ -18,7 +18,7 @@ import pytest
 from mammoray import cache, catalog, ingest, split
 from mammoray.synth import SynthSummary
 from tests.conftest import SMALL
-from tests.test_faults import ROOT, end_all, environment
+from tests.ray_nodes import ROOT, end_all, environment
 
 pytestmark = [pytest.mark.cluster, pytest.mark.long]
 Facts = dict[str, dict[str, Any]]

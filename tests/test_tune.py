@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -250,18 +248,6 @@ def test_a_space_that_cannot_be_is_said_before_anything_is_made(rsna: SynthSumma
 # Real kills -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def environment(tmp_path: Path) -> Iterator[dict[str, str]]:
-    """Of a command that is to know of no other Ray than its own."""
-    ray_folder = Path("/tmp") / f"mammoray-{os.getpid()}-tune"
-    own = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
-    yield own | {"PYTHONPATH": str(ROOT), "RAY_TMPDIR": str(ray_folder)}
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            if process.environ().get("RAY_TMPDIR") == str(ray_folder):
-                process.kill()
-
-
 def start(words: list[str], environment: dict[str, str]) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "mammoray.cli", "tune", *words]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -285,7 +271,7 @@ def until(ready: Any, process: subprocess.Popen[str], seconds: float = 150) -> N
 
 @pytest.mark.long
 def test_a_killed_trial_and_a_killed_driver_cost_only_what_was_under_way(
-    prepared: Prepared, rsna: SynthSummary, tmp_path: Path, environment: dict[str, str]
+    prepared: Prepared, rsna: SynthSummary, tmp_path: Path, own_ray: dict[str, str]
 ) -> None:
     outdir, space, settings = tmp_path / "search", tmp_path / "space.toml", tmp_path / "base.toml"
     space.write_text("[optim]\nlr = {low = 1e-4, high = 1e-2, log = true}\n", encoding="utf-8")
@@ -293,10 +279,10 @@ def test_a_killed_trial_and_a_killed_driver_cost_only_what_was_under_way(
     settings.write_text(plain.to_toml(config), encoding="utf-8")
     words = ["--csv", rsna.csv, "--dicom-root", rsna.root, "--outdir", outdir, "--config", settings, "--space", space]
     flags = ["--num-trials", "3", "--trials-at-once", "1", "--scheduler", "none", "--search", "random"]
-    process = start([*map(str, words), *flags], environment)
+    process = start([*map(str, words), *flags], own_ray)
     first, second, third = (outdir / "trials" / number for number in ("0000", "0001", "0002"))
     until(lambda: len(read_history(first)) >= 2, process)
-    for one in processes(process, "ray::.*[Tt]rial"):
+    for one in processes(process, r"ray::Trial\."):
         one.kill()
     until(lambda: len(read_history(second)) >= 2, process)
     before = read_history(second)
@@ -305,7 +291,7 @@ def test_a_killed_trial_and_a_killed_driver_cost_only_what_was_under_way(
             one.send_signal(signal.SIGKILL)
     process.wait()
     finished = [(r["train_loss"], r["val_loss"]) for r in read_history(first)]
-    asked = start(["--resume", str(outdir)], environment)
+    asked = start(["--resume", str(outdir)], own_ray)
     until(lambda: len(read_history(third)) >= 2, asked)
     asked.send_signal(signal.SIGTERM)
     said = asked.communicate(timeout=100)[0]
@@ -314,7 +300,7 @@ def test_a_killed_trial_and_a_killed_driver_cost_only_what_was_under_way(
     assert "going on with trial 1" in said
     assert "trial 0:" not in said, "what was finished is not repeated"
     assert (outdir / "study.html").exists(), "it can be looked at before it is finished"
-    again = start(["--resume", str(outdir)], environment)
+    again = start(["--resume", str(outdir)], own_ray)
     said = again.communicate(timeout=250)[0]
     assert again.returncode == 0, said
     assert "going on with trial 2" in said
