@@ -89,7 +89,7 @@ def swept() -> Iterator[None]:
     """For the time of a ``with`` block, take back what trainings have reserved whose processes were killed.
 
     Ray keeps such a reservation until the job ends, and a trial that is begun anew would wait for its own. Ray Train
-    has a helper for it, which asks the dashboard: it fails where there is none, and where several Rays run on a machine.
+    has a helper for it, which asks the dashboard: it fails where there is none, or several Rays run on a machine.
     """
     done = threading.Event()
 

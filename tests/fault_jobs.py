@@ -11,7 +11,6 @@ import re
 import resource
 import shutil
 import signal
-import socket
 import sys
 import threading
 import time
@@ -181,11 +180,7 @@ def tides(folder: Path) -> None:
 
 def hunt(folder: Path) -> None:
     """A search over nodes of two CPUs, two trials side by side; the node of one is lost when both have trained."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    # No room for a trial's process on the head. Ray asks the dashboard whose places a lost controller has left behind.
-    nodes = Nodes(3, memory=0, include_dashboard=True, dashboard_port=port)
+    nodes = Nodes(3, memory=0)  # No room for a trial's process on the head.
     ray.init(nodes.cluster.address, logging_level="ERROR", log_to_driver=False)
     source = Source(csv=folder / "table.csv", dicom_root=folder / "set", outdir=folder / "run")
     search = TuneConfig(num_trials=3, trials_at_once=2, scheduler="none", search="random", prune_collapsed=False)
