@@ -46,11 +46,18 @@ SHAPES = {"1 node of 1 core": (1, 1), "1 node of 2 cores": (1, 2), "2 nodes of 1
 NODE_CORES = 16
 SHARD = 16  # Images; the data set is small, and there are to be many.
 PAGE_CACHE = Storage(name="page cache", image_bytes=1.0, wait=0.0, node=1e15, whole=1e15)
-# A disk gives the parts of a file that are looked at; of an object store whole files are fetched, one after the other.
+# A disk gives the parts of a file that are looked at; of an object store whole files are fetched, ahead of the decoder.
 STORAGES = (
     PAGE_CACHE,
     Storage(name="file server", image_bytes=0.3 * RSNA_BYTES / RSNA, wait=0.005, node=1.25e9, whole=1.25e9),
-    Storage(name="object store", image_bytes=RSNA_BYTES / RSNA, wait=0.09, node=1.25e9, whole=12.5e9),
+    Storage(
+        name="object store",
+        image_bytes=RSNA_BYTES / RSNA,
+        wait=0.09,
+        node=1.25e9,
+        whole=12.5e9,
+        ahead=storage._FETCHERS,
+    ),
 )
 DOLLARS_A_CORE_HOUR, DOLLARS_A_THOUSAND_READS = 0.05, 0.0004
 

@@ -51,11 +51,13 @@ class Storage:
     image_bytes: float
     """Bytes that are read of an image."""
     wait: float
-    """Seconds that a decoder waits for the bytes of an image, where nobody else wants any."""
+    """Seconds until the bytes of an image are there, where nobody else wants any."""
     node: float
     """Bytes a second that a node can take."""
     whole: float
     """Bytes a second that all nodes together can take."""
+    ahead: int = 0
+    """Images that are fetched at once while another is decoded; 0 where the decoder itself waits for the bytes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -136,7 +138,8 @@ def _rates(left: Floats, cold: Floats, shape: Shape, costs: Costs, storage: Stor
     share = np.minimum(1.0, cores / np.maximum(begun.sum(axis=1, keepdims=True), 1))
     network = storage.node / np.maximum(reading.sum(axis=1, keepdims=True), 1)
     bytes_a_second = np.minimum(network, storage.whole / max(int(reading.sum()), 1))
-    alone = 1 / (costs.image + storage.wait)
+    wait = storage.wait / storage.ahead if storage.ahead else costs.image + storage.wait
+    alone = 1 / max(costs.image, wait)
     images = np.minimum(np.minimum(alone, share / costs.image), bytes_a_second / storage.image_bytes)
     return np.where(reading, images, 0.0), np.where(begun & (cold > 0), share, 0.0)
 

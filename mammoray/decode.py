@@ -115,6 +115,12 @@ def warm_up() -> None:
             decode(content, DecodeConfig(height=64, width=48, crop=crop))
 
 
+def announce(source: Path | str | bytes, *rest: Any) -> None:
+    """Say that :func:`decode` is going to be called: a file of a storage is fetched while another one is decoded."""
+    if not isinstance(source, bytes):
+        storage.announce(str(source))
+
+
 def read(content: bytes | memoryview, name: str, frame: str = "only") -> Header:
     """The header and frame of a file of either sort; its bytes say which it is.
 

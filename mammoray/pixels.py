@@ -39,6 +39,11 @@ class PixelFacts:
     bits_stored: int
 
 
+def announce(path: str, name: str) -> None:
+    """As :func:`mammoray.decode.announce`."""
+    decode.announce(path)
+
+
 def look(path: str, name: str) -> PixelFacts:
     """Decode a file in full.
 

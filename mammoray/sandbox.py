@@ -1,10 +1,11 @@
 """Calls of a function in a child process, so that a crash, a hang or a memory bomb costs one call and not the program.
 
 A child is a fresh interpreter (never a fork: the parents have threads) that imports the function once, takes jobs from
-its standard input and answers on its standard output. It guards itself: the kernel's alarm clock ends it when a call
-takes too long, whether the parent lives or not and whatever lock the call holds, and the end of its input ends it when
-the parent is gone. What it prints goes nowhere: libraries quote headers. This keeps accidents apart; it is no defence
-against an attacker, since answers are pickles.
+its standard input and answers on its standard output; the jobs that come next may be announced to it, so that it
+fetches what they need. It guards itself: the kernel's alarm clock ends it when a call takes too long, whether the
+parent lives or not and whatever lock the call holds, and the end of its input ends it when the parent is gone. What it
+prints goes nowhere: libraries quote headers. This keeps accidents apart; it is no defence against an attacker, since
+answers are pickles.
 """
 
 from __future__ import annotations
@@ -13,19 +14,21 @@ import contextlib
 import importlib
 import os
 import pickle
+import queue
 import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from typing import Any, BinaryIO
 
 from mammoray.errors import IngestError, MammorayError, StorageError
 
-_IN_FLIGHT = 2  # The job in hand and the next one, so that the child never waits for its parent.
+_IN_FLIGHT = 6  # The job in hand, and those whose files a child fetches meanwhile: a storage may take 0.1 s for each.
 _PIPE_BYTES = 32_768  # What a pipe takes without its reader, on every system.
 _START_SECONDS = 120.0  # For the imports, on a busy machine with a cold disk.
 _MEMORY_BYTES = 8 * 2**30  # Several times what the largest detector needs; a bomb wants more.
@@ -79,7 +82,9 @@ class Sandbox:
     ----------
     function : str
         ``module:name`` of what to call; its arguments and its result must pickle. If the module has a function
-        ``warm_up``, it is called first, before any limit counts: compilers take their seconds there.
+        ``warm_up``, it is called first, before any limit counts: compilers take their seconds there. If it has a
+        function ``announce``, that is called with the arguments of each job some jobs before, by another thread; it
+        must neither take time nor raise.
     limit : float
         Seconds that a call may take.
     """
@@ -167,8 +172,9 @@ def _start(function: str, limit: float) -> subprocess.Popen[bytes]:
 def _send_some(child: subprocess.Popen[bytes], waiting: deque[Any], sent: deque[Any]) -> None:
     while waiting and len(sent) < _IN_FLIGHT:
         message = pickle.dumps(waiting[0], protocol=5)
-        if sent and len(message) > _PIPE_BYTES:
-            return  # To wait for the child to read would be to wait for each other: it may be writing an answer.
+        # To wait for the child to read would be to wait for each other: it may be writing an answer.
+        if sent and len(message) > _PIPE_BYTES // _IN_FLIGHT:
+            return
         _write(child, message)
         sent.append(waiting.popleft())
 
@@ -236,8 +242,7 @@ def _serve(jobs: BinaryIO, answers: BinaryIO) -> None:
         return
     signal.setitimer(signal.ITIMER_REAL, 0)
     _reply(answers, Outcome())
-    while True:
-        job = pickle.load(jobs)  # noqa: S301
+    for job in _announced(jobs, imported.announce) if hasattr(imported, "announce") else _loaded(jobs):
         started = time.process_time()
         signal.setitimer(signal.ITIMER_REAL, limit)
         value, raised = None, None
@@ -248,6 +253,29 @@ def _serve(jobs: BinaryIO, answers: BinaryIO) -> None:
             raised = _portable(error)
         signal.setitimer(signal.ITIMER_REAL, 0)
         _reply(answers, Outcome(value=value, error=raised, seconds=time.process_time() - started))
+
+
+def _loaded(jobs: BinaryIO) -> Iterator[tuple[Any, ...]]:
+    while True:
+        yield pickle.load(jobs)  # noqa: S301
+
+
+def _announced(jobs: BinaryIO, announce: Callable[..., None]) -> Iterator[tuple[Any, ...]]:
+    """The jobs, each announced as soon as it is there."""
+    come: queue.SimpleQueue[tuple[Any, ...] | Exception] = queue.SimpleQueue()
+
+    def read() -> None:
+        try:
+            for job in _loaded(jobs):
+                announce(*job)
+                come.put(job)
+        except Exception as error:
+            come.put(error)
+
+    threading.Thread(target=read, daemon=True).start()
+    while not isinstance(job := come.get(), Exception):
+        yield job
+    raise job
 
 
 def _limit_memory() -> None:

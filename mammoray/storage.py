@@ -16,6 +16,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -30,6 +31,8 @@ Links = Literal["inside", "follow"]
 Place = str | Path
 """A path, or a URI as text."""
 _CHUNK = 8 << 20  # Bytes.
+_FETCHERS = 4  # Threads of a process that fetch announced files; each waits most of its time.
+_fetching: dict[str, Future[bytes]] = {}
 # Between tries of a request pass 50 ms, 100 ms, 200 ms and so on: 51 s in all. Bounded, and without the budget for all
 # requests of a process that the AWS SDK's "standard" way has, which many readers use up in the first seconds.
 _ATTEMPTS = 11
@@ -248,6 +251,17 @@ def read(path: str, size: int | None = None) -> bytes:
         raise StorageError(shown(path), "a storage that answers", reason(error), remedy) from None
 
 
+def announce(path: str) -> None:
+    """Begin to fetch a file of which :func:`content` is going to be asked for; one on a disk is left alone."""
+    if is_uri(path) and not path.startswith("file:") and path not in _fetching:
+        _fetching[path] = _fetchers().submit(read, path)
+
+
+@functools.cache
+def _fetchers() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(_FETCHERS, "fetch")
+
+
 def content(path: str) -> bytes | memoryview:
     """A whole file: mapped from a disk, so that only what is looked at is read, or fetched from a storage.
 
@@ -256,6 +270,8 @@ def content(path: str) -> bytes | memoryview:
     OSError, StorageError
         As of :func:`read`.
     """
+    if (begun := _fetching.pop(path, None)) is not None:
+        return begun.result()
     local = local_path(path)
     if local is None:
         return read(path)

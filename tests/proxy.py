@@ -6,6 +6,8 @@ import contextlib
 import socket
 import socketserver
 import threading
+import time
+from collections.abc import Callable
 from typing import Literal
 
 Mode = Literal["open", "shut", "busy"]
@@ -23,11 +25,18 @@ class Door:
         Shut: connections are closed, those that are open too. Busy: every request is answered by HTTP status 503.
     refused : int
         Connections that were.
+    delay : float
+        Seconds until a request goes on to the server, as of one that is far away.
+    requests, most : int
+        Requests until now, and how many there were at once at most.
     """
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, delay: float = 0.0) -> None:
         self.mode: Mode = "open"
         self.refused = 0
+        self.delay = delay
+        self.requests, self.most, self._waiting = 0, 0, 0
+        self._counting = threading.Lock()
         self._open: set[socket.socket] = set()
         door = self
 
@@ -63,14 +72,24 @@ class Door:
             self._open |= {client, server}
             back = threading.Thread(target=_pass_on, args=(server, client), daemon=True)
             back.start()
-            _pass_on(client, server)
+            _pass_on(client, server, self._hold)
             back.join()
             self._open -= {client, server}
 
+    def _hold(self) -> None:
+        with self._counting:
+            self.requests += 1
+            self._waiting += 1
+            self.most = max(self.most, self._waiting)
+        time.sleep(self.delay)
+        with self._counting:
+            self._waiting -= 1
 
-def _pass_on(source: socket.socket, target: socket.socket) -> None:
+
+def _pass_on(source: socket.socket, target: socket.socket, hold: Callable[[], None] = lambda: None) -> None:
     with contextlib.suppress(OSError):
         while content := source.recv(65_536):
+            hold()
             target.sendall(content)
     _end(target)
 

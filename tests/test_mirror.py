@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -25,6 +27,7 @@ from mammoray.mirror import Mirror, mirrored
 from mammoray.plain import replace, to_toml
 from mammoray.synth import SynthSummary
 from tests.conftest import SMALL, Prepared
+from tests.proxy import Door
 from tests.ray_nodes import OWN_MOUNTS, RayNodes
 
 ROOT = Path(__file__).parents[1]
@@ -254,6 +257,50 @@ def test_a_run_whose_machine_is_lost_goes_on_from_the_storage_on_another_one(
     assert not list(tmp_path.glob("*/mammoray-cache")), "no cache on the machine itself"
     assert "nothing is done again" in end(start(own_ray, "train", *common, "--outdir", third))
     assert (third / "report.html").read_bytes() == (other / "report.html").read_bytes()
+
+
+@pytest.mark.cluster
+@pytest.mark.long
+def test_a_storage_that_refuses_for_half_a_minute_costs_a_training_nothing_and_one_that_stays_away_ends_it_resumably(
+    prepared: Prepared, rsna: SynthSummary, s3: str, tmp_path: Path, own_ray: dict[str, str]
+) -> None:
+    once = replace(SMALL.train, epochs=12, trackers=(), max_failures=0)
+    config = replace(SMALL, train=once, ingest=replace(SMALL.ingest, cache=None))
+    port = re.search(r"127\.0\.0\.1:(\d+)", s3)
+    assert port
+    door = Door(int(port[1]))
+    shared = storage.join(s3, tmp_path.name).replace(port[0], f"127.0.0.1:{door.port}")
+    words = ["train", "--csv", rsna.csv, "--dicom-root", rsna.root, "--config", settings(tmp_path, config)]
+    words += ["--storage", shared, "--outdir", tmp_path / "run"]
+
+    def shut_after(records: int) -> int:
+        """Shut the door when the run has so many; returns how many it has by then."""
+        last = time.monotonic() + 200
+        while (found := len(controller.read_history(tmp_path / "run"))) < records:
+            assert time.monotonic() < last and process.poll() is None
+            time.sleep(0.05)
+        door.turn("shut")
+        return found
+
+    process = start(own_ray, *words)
+    kept = shut_after(2)
+    said = process.communicate(timeout=300)[0]
+    assert process.returncode == 1, said
+    assert "storage that answers" in said and "goes on from the last checkpoint" in said, said
+    door.turn("open")
+    process = start(own_ray, *words)
+    shut_after(kept + 2)
+    door.refused = 0
+    threading.Timer(15, door.turn, ["busy"]).start()
+    threading.Timer(30, door.turn, ["open"]).start()
+    said = end(process)
+    assert door.refused > 0
+    assert said.count("workers, from epoch") == 1 and "from epoch 0" not in said, said
+    rows = prepared.rows.sort_values("image_id", ignore_index=True)
+    whole = train.fit(rows, prepared.digest, config, Scale(), tmp_path / "whole", lambda line: None)
+    curve = [r["val_loss"] for r in controller.read_history(tmp_path / "run")]
+    assert curve == pytest.approx([r["val_loss"] for r in whole.history], rel=1e-5)
+    door.close()
 
 
 @pytest.mark.cluster

@@ -172,6 +172,17 @@ def test_the_child_is_light_and_has_one_thread(sandbox: Sandbox) -> None:
     assert not {"ray", "torch", "pandas", "pyarrow"} & set(modules)
 
 
+def test_a_module_that_wants_to_is_told_of_the_next_jobs_while_it_works() -> None:
+    sandbox = Sandbox("tests.announced_jobs:act", limit=30)
+    heard = values(sandbox.run([(number, 0.2) for number in range(8)]))
+    assert heard[0] == [0, 1, 2, 3, 4, 5]
+    assert heard[-1] == list(range(8)), "each of them once, in their order"
+    outcomes = list(sandbox.run([(10, 0.1), (-1, 0.1), (11, 0.1), (12, 0.1)]))
+    assert [outcome.end for outcome in outcomes] == [None, "SIGSEGV", None, None]
+    assert outcomes[-1].value == [11, 12], "of a child of its own"
+    sandbox.close()
+
+
 @pytest.mark.parametrize("busy", [True, False])
 def test_an_orphan_ends_by_itself(tmp_path: Path, busy: bool) -> None:
     marker = tmp_path / "pid"

@@ -92,6 +92,42 @@ def test_an_object_store_that_refuses_for_a_while_is_asked_again(mode: Mode, s3:
     door.close()
 
 
+def test_announced_files_of_an_object_store_are_fetched_side_by_side_and_once(s3: str) -> None:
+    found = re.search(r"127.0.0.1:(\d+)", s3)
+    assert found
+    door = Door(int(found[1]), delay=0.3)
+    root = storage.join(s3.replace(found[0], f"127.0.0.1:{door.port}"), "announced")
+    files = [storage.join(root, f"{number}.dcm") for number in range(8)]
+    for number, file in enumerate(files):
+        system, path = storage.filesystem(file)
+        with system.open_output_stream(path) as sink:
+            sink.write(bytes([number]) * 1000)
+
+    def fetch(ahead: int) -> tuple[int, int]:
+        door.requests = door.most = 0
+        for number, file in enumerate(files):
+            for name in files[number : number + ahead]:
+                storage.announce(name)
+            assert bytes(storage.content(file)) == bytes([number]) * 1000
+        return door.requests, door.most
+
+    requests, at_once = fetch(0)
+    assert at_once == 1
+    assert fetch(6) == (requests, 4)
+    storage.announce(storage.join(root, "missing.dcm"))
+    with pytest.raises(FileNotFoundError):
+        storage.content(storage.join(root, "missing.dcm"))
+    door.close()
+
+
+def test_a_local_file_is_not_fetched(tmp_path: Path) -> None:
+    for name in (str(tmp_path / "x"), (tmp_path / "x").as_uri()):
+        storage.announce(name)  # It is not there yet: a fetch would fail.
+    (tmp_path / "x").write_bytes(b"now")
+    for name in (str(tmp_path / "x"), (tmp_path / "x").as_uri()):
+        assert bytes(storage.content(name)) == b"now"
+
+
 def test_files_of_a_bucket_share_its_connections(s3: str) -> None:
     first, second = (storage.filesystem(storage.join(s3, name)) for name in ("a/1.dcm", "b/a name.dcm"))
     assert first[0] is second[0]
