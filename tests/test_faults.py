@@ -94,7 +94,8 @@ class TestNodes:
     def jobs(cls, prepared: Prepared, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
         """What was said. One after the other: four nodes take some gigabytes."""
         cls.folder = tmp_path_factory.mktemp("jobs")
-        return {scene: play(scene, many(prepared, 4), LONG, cls.folder / scene) for scene in ("storm", "tide")}
+        # An epoch of several seconds: a worker tells its step every two.
+        return {scene: play(scene, many(prepared, 12), LONG, cls.folder / scene) for scene in ("storm", "tide")}
 
     @pytest.fixture(scope="class")
     @classmethod
@@ -105,7 +106,7 @@ class TestNodes:
         longest = max(len(controller.read_history(cls.folder / scene / "run")) for scene in jobs)
         config = replace(LONG, train=replace(LONG.train, epochs=longest - 1))
         outdir = tmp_path_factory.mktemp("undisturbed")
-        return curve(train.fit(many(prepared, 4), "digest", config, Scale(), outdir, lambda line: None).history)
+        return curve(train.fit(many(prepared, 12), "digest", config, Scale(), outdir, lambda line: None).history)
 
     folder: Path
 
