@@ -36,6 +36,7 @@ bench: setup
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/fuzz.py
 	$(BIN)/python benchmarks/ingest.py
 	$(BIN)/python -W ignore benchmarks/scale.py
+	$(BIN)/python benchmarks/remote.py
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python -W ignore benchmarks/train_ingest.py
 	$(BIN)/python -W ignore benchmarks/train.py
