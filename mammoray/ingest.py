@@ -260,7 +260,7 @@ def _decode_files(
         outcomes = sandbox_of(function, limit).run([(storage.join(root, path), decode_config, path) for path in paths])
         records = (
             (outcome.lasting, _record(key, path, outcome, decode_config, limit))
-            for key, path, outcome in zip(keys, paths, _answered(outcomes), strict=True)
+            for key, path, outcome in zip(keys, paths, answered(outcomes), strict=True)
         )
         rows = _write(folder, records)
         sink = pa.BufferOutputStream()
@@ -269,7 +269,7 @@ def _decode_files(
         yield pa.table({"answer": pa.array([sink.getvalue().to_pybytes()], pa.binary())})
 
 
-def _answered(outcomes: Iterator[Outcome]) -> Iterator[Outcome]:
+def answered(outcomes: Iterator[Outcome]) -> Iterator[Outcome]:
     """The outcomes, until a storage answers nothing at all: each file more would wait for it as long as this one."""
     for outcome in outcomes:
         if isinstance(outcome.error, StorageError):

@@ -10,10 +10,12 @@ from typing import Any
 
 import pandas as pd
 import ray
+from ray.exceptions import RayTaskError
 
 from mammoray import nodes, storage
 from mammoray.config import AuditConfig
-from mammoray.ingest import failure_of, sandbox_of
+from mammoray.errors import MammorayError
+from mammoray.ingest import answered, failure_of, sandbox_of
 from mammoray.sandbox import Sandbox
 from mammoray.scan import Facts, Job, scan_all, token
 
@@ -68,6 +70,11 @@ def take(
         ``patient_id`` that those of the header can be held against, and, with ``config.pixels``, the fields of
         :class:`mammoray.pixels.PixelFacts` as ``pixel_<field>`` and ``pixel_error``, which is () where all is well or
         nothing was decoded.
+
+    Raises
+    ------
+    StorageError
+        The storage of the files answers nothing at all.
     """
     nodes.require_seen({}, root, rows["path"])
     key = secrets.token_bytes(32)  # Of this audit alone: tokens of two audits cannot be compared.
@@ -132,11 +139,14 @@ def _finished(
             return
         ready, _ = ray.wait(list(running))
         for reference in ready:
-            yield running.pop(reference), ray.get(reference)
+            try:
+                yield running.pop(reference), ray.get(reference)
+            except RayTaskError as error:
+                raise (error.cause if isinstance(error.cause, MammorayError) else error) from None
 
 
 def _pixels(jobs: Sequence[Job], limit: float, function: str) -> list[dict[str, Any]]:
-    outcomes = sandbox_of(function, limit).run([(path, name) for path, name, _ in jobs])
+    outcomes = answered(sandbox_of(function, limit).run([(path, name) for path, name, _ in jobs]))
     return [
         {**outcome.value, "error": ()}
         if outcome.value is not None

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mammoray import elements, header, raster, storage
-from mammoray.errors import DecodeError
+from mammoray.errors import DecodeError, StorageError
 
 HEAD = 1 << 16
 """Bytes of a file that are read first; they hold most headers."""
@@ -114,10 +114,17 @@ def scan(path: str, name: str, size: int, key: bytes) -> Facts:
     Returns
     -------
     Facts
-        Of any file, however damaged: nothing is raised.
+        Of any file, however damaged.
+
+    Raises
+    ------
+    StorageError
+        The storage of the file answers nothing at all.
     """
     try:
         content = storage.read(path, HEAD)
+    except StorageError:  # No fault of this file: each one more would wait as long.
+        raise
     except Exception as error:
         remedy = "Check the storage, and copy it again."
         return Facts(kind="", error=(name, "a file that can be read", storage.reason(error), remedy))
@@ -130,6 +137,8 @@ def scan(path: str, name: str, size: int, key: bytes) -> Facts:
         return Facts(kind=kind, error=error.args)
     try:
         found = _walk(path, content, size, name)
+    except StorageError:
+        raise
     except Exception as error:
         return Facts(kind=kind, error=_told(error, name))
     refusal: tuple[str, ...] = ()

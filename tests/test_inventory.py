@@ -2,8 +2,11 @@
 
 from pathlib import Path
 
+import pytest
+
 from mammoray import catalog, inventory, rules
 from mammoray.config import AuditConfig
+from mammoray.errors import StorageError
 from mammoray.synth import SynthSummary
 from tests import sandbox_jobs, spoil
 
@@ -23,3 +26,12 @@ def test_a_crash_a_hang_and_an_exception_are_findings_of_their_files(
     assert "none until then" in bad[3]
     assert "TypeError" in bad[5]
     assert [f.image_id for f in rules.unreadable(taken)] == [rows["image_id"][i] for i in accidents]
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("ray_session")
+def test_a_storage_that_answers_nothing_ends_it_and_makes_no_file_a_bad_one(rsna: SynthSummary, s3: str) -> None:
+    rows = catalog.build(rsna.csv, rsna.root).rows.head(8)
+    nobody = s3.split("endpoint_override=", maxsplit=1)[0] + "endpoint_override=127.0.0.1:9&scheme=http"
+    with pytest.raises(StorageError, match="a storage that answers"):
+        inventory.take(rows, nobody, AuditConfig())

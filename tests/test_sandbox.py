@@ -92,7 +92,7 @@ def test_a_storage_that_answers_nothing_is_no_fault_of_the_file_and_ends_a_decod
     assert str(outcomes[0].error) == str(silent)
     assert not outcomes[0].lasting
     with pytest.raises(StorageError, match="NETWORK_CONNECTION"):
-        list(ingest._answered(iter(outcomes)))
+        list(ingest.answered(iter(outcomes)))
 
 
 @pytest.mark.parametrize("hang", [("sleep",), ("spin in C",)])
