@@ -12,6 +12,10 @@ On a cluster, from the root of this repository::
         python jobs/audit.py --csv /shared/rsna/train.csv --dicom-root /shared/rsna \
         --outdir /shared/runs/audit --quarantine /shared/runs/audit/quarantine.csv --pixels
 
+Suits: CPU cores and a fast storage; no GPU. Time for the 54,706 files of RSNA: seconds for their heads from a disk
+(7,000 files/s on two cores), minutes from a bucket; with --pixels, which decodes every image in full, 0.2 to 1 s of a
+core each.
+
 The exit status is 0 where the data set is fit, 1 where it is not, 2 where it could not be looked at.
 """
 

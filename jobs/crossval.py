@@ -12,7 +12,8 @@ On a cluster, from the root of this repository::
         python jobs/crossval.py --csv /shared/rsna/train.csv --dicom-root /shared/rsna \
         --outdir /shared/runs/cv --folds 5
 
-Suits: what ``jobs/train.py`` suits. The files are decoded once; training takes --folds times as long.
+Suits: what ``jobs/train.py`` suits. Time: the files are decoded once; training takes --folds
+times as long.
 """
 
 import sys

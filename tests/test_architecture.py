@@ -90,3 +90,4 @@ def test_a_job_is_short_and_says_how_to_submit_it() -> None:
         text = job.read_text(encoding="utf-8")
         assert len(text.splitlines()) <= 40
         assert "ray job submit --working-dir . --runtime-env jobs/runtime_env.yaml" in text
+        assert re.search(r"\bSuits\b", text) and re.search(r"\b[Tt]ime\b", text), f"{job.name}: hardware and time"
