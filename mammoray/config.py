@@ -196,8 +196,8 @@ class AuditConfig:
     under two names. Takes about as long as decoding the data set; without it only the heads of the files are read."""
     min_readable: float = 0.95
     """The data set is not fit when a smaller share of its images than this can be read, 0 to 1."""
-    limit_seconds: float = 60.0
-    """With --pixels: seconds that one file may take."""
+    limit_seconds: float = 120.0
+    """With --pixels: seconds that one file may take. A storage that does not answer is waited for within them."""
 
     def __post_init__(self) -> None:
         require(0 <= self.min_readable <= 1, "min_readable", "a share from 0 to 1", self.min_readable)

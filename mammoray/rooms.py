@@ -95,7 +95,8 @@ def swept() -> Iterator[None]:
 
     def sweep() -> None:
         while not done.wait(_SWEEP_SECONDS):
-            free_abandoned()
+            with contextlib.suppress(Exception):  # Ray's control service may be away for a while; it is asked again.
+                free_abandoned()
 
     thread = threading.Thread(target=sweep, daemon=True)
     thread.start()

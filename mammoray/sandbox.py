@@ -52,7 +52,7 @@ class Outcome:
     end : str or None
         How the child ended instead of answering: the name of a signal, ``exit status N``, or ``time limit``.
     seconds : float
-        Processor time of the call.
+        Processor time of the call, without that of other threads.
     """
 
     value: Any = None
@@ -84,7 +84,7 @@ class Sandbox:
         ``module:name`` of what to call; its arguments and its result must pickle. If the module has a function
         ``warm_up``, it is called first, before any limit counts: compilers take their seconds there. If it has a
         function ``announce``, that is called with the arguments of each job some jobs before, by another thread; it
-        must neither take time nor raise.
+        must not take time.
     limit : float
         Seconds that a call may take.
     """
@@ -93,6 +93,7 @@ class Sandbox:
         self._function = function
         self._limit = limit
         self._child: subprocess.Popen[bytes] | None = None
+        self._sent = deque[tuple[Any, ...]]()
 
     def run(self, jobs: Sequence[tuple[Any, ...]]) -> Iterator[Outcome]:
         """Call the function with each job's arguments; yields the outcomes in the order of the jobs.
@@ -102,7 +103,10 @@ class Sandbox:
         IngestError
             The child cannot be started at all.
         """
+        if self._sent:  # A caller who left in the middle, and still holds on to it.
+            self.close()
         waiting, sent = deque(jobs), deque[tuple[Any, ...]]()
+        self._sent = sent
         tried_before = False
         try:
             while waiting or sent:
@@ -122,11 +126,12 @@ class Sandbox:
                     tried_before = False
                 yield outcome
         finally:
-            if sent:  # Left in the middle: the next caller must not get these answers.
+            if sent and self._sent is sent:  # Left in the middle: the next caller must not get these answers.
                 self.close()
 
     def close(self) -> None:
         """End the child, if there is one."""
+        self._sent = deque()
         if self._child is not None:
             self._child.kill()
             self._bury(self._child)
@@ -243,7 +248,7 @@ def _serve(jobs: BinaryIO, answers: BinaryIO) -> None:
     signal.setitimer(signal.ITIMER_REAL, 0)
     _reply(answers, Outcome())
     for job in _announced(jobs, imported.announce) if hasattr(imported, "announce") else _loaded(jobs):
-        started = time.process_time()
+        started = time.thread_time()
         signal.setitimer(signal.ITIMER_REAL, limit)
         value, raised = None, None
         try:
@@ -252,7 +257,7 @@ def _serve(jobs: BinaryIO, answers: BinaryIO) -> None:
         except Exception as error:
             raised = _portable(error)
         signal.setitimer(signal.ITIMER_REAL, 0)
-        _reply(answers, Outcome(value=value, error=raised, seconds=time.process_time() - started))
+        _reply(answers, Outcome(value=value, error=raised, seconds=time.thread_time() - started))
 
 
 def _loaded(jobs: BinaryIO) -> Iterator[tuple[Any, ...]]:
@@ -267,7 +272,8 @@ def _announced(jobs: BinaryIO, announce: Callable[..., None]) -> Iterator[tuple[
     def read() -> None:
         try:
             for job in _loaded(jobs):
-                announce(*job)
+                with contextlib.suppress(Exception):  # The call itself will tell.
+                    announce(*job)
                 come.put(job)
         except Exception as error:
             come.put(error)

@@ -20,7 +20,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 from mammoray.errors import StorageError
 
@@ -78,17 +78,19 @@ def absolute(path: Place) -> str:
 
 
 def join(folder: str, name: str) -> str:
-    """Path or URI of ``name`` below a folder.
+    """Path or URI of ``name``, a plain name or path, below a folder.
 
     Examples
     --------
+    >>> join("s3://bucket/set", "breast #1?.dcm")
+    's3://bucket/set/breast%20%231%3F.dcm'
     >>> join("/data", "1/2.dcm"), join("s3://bucket/set?region=eu-west-1", "1/2.dcm")
     ('/data/1/2.dcm', 's3://bucket/set/1/2.dcm?region=eu-west-1')
     """
     if not is_uri(folder):
         return f"{folder.rstrip('/')}/{name}"
     path, mark, query = folder.partition("?")
-    return f"{path.rstrip('/')}/{name}{mark}{query}"
+    return f"{path.rstrip('/')}/{quote(name)}{mark}{query}"
 
 
 def split(path: str) -> tuple[str, str]:
@@ -139,18 +141,19 @@ def filesystem(folder: str, setting: str = "--dicom-root") -> tuple[fs.FileSyste
 
 
 def _bucket(uri: str) -> tuple[str, str]:
-    """A URI's bucket with the options, by which connections are kept, and the path in it; others than S3's stay whole.
+    """A URI's bucket with the options, by which connections are kept, and the path in it; others stay whole.
 
     Examples
     --------
     >>> _bucket("s3://bucket/set/a%20b/1.dcm?region=eu-west-1"), _bucket("file:///data/set")
     (('s3://bucket?region=eu-west-1', 'set/a b/1.dcm'), ('file:///data/set', ''))
     """
-    if not uri.startswith("s3://"):
+    scheme, _, rest = uri.partition("://")
+    if scheme not in ("s3", "gs", "gcs"):
         return uri, ""
-    path, mark, query = uri.partition("?")
-    bucket, _, below = path.removeprefix("s3://").partition("/")
-    return f"s3://{bucket}{mark}{query}", unquote(below.rstrip("/"))
+    path, mark, query = rest.partition("?")
+    bucket, _, below = path.partition("/")
+    return f"{scheme}://{bucket}{mark}{query}", unquote(below.rstrip("/"))
 
 
 @functools.lru_cache(maxsize=16)

@@ -152,6 +152,16 @@ def test_a_caller_that_leaves_in_the_middle_leaves_no_answers_behind(sandbox: Sa
     assert values(sandbox.run([("return", "new")])) == ["new"]
 
 
+def test_answers_that_nobody_took_reach_nobody_else_while_the_one_who_left_still_holds_on(sandbox: Sandbox) -> None:
+    silent = StorageError("s3://bucket/1.dcm", "a storage that answers", "OSError", "Run again.")
+    held: Any = sandbox.run([("raise", silent), *(("return", i) for i in range(4))])
+    assert isinstance(next(held).error, StorageError)
+    again = sandbox.run([("return", i) for i in range(10, 15)])
+    first = next(again).value
+    held.close()  # Its end must not end the child of the others.
+    assert [first, *values(again)] == [10, 11, 12, 13, 14]
+
+
 def test_a_child_that_dies_while_idle_is_no_jobs_fault(sandbox: Sandbox) -> None:
     pid = values(sandbox.run([("pid",)]))[0]
     os.kill(pid, signal.SIGABRT)
@@ -180,6 +190,7 @@ def test_a_module_that_wants_to_is_told_of_the_next_jobs_while_it_works() -> Non
     outcomes = list(sandbox.run([(10, 0.1), (-1, 0.1), (11, 0.1), (12, 0.1)]))
     assert [outcome.end for outcome in outcomes] == [None, "SIGSEGV", None, None]
     assert outcomes[-1].value == [11, 12], "of a child of its own"
+    assert [len(heard) for heard in values(sandbox.run([(13, 0.1), (99, 0.1)]))] == [3, 3], "99 cannot be announced"
     sandbox.close()
 
 

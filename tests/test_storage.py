@@ -120,6 +120,29 @@ def test_announced_files_of_an_object_store_are_fetched_side_by_side_and_once(s3
     door.close()
 
 
+@pytest.mark.parametrize("name", ["a breast #1?.dcm", "50%20.dcm", "a+b/c&d=e.dcm", "mama esquerda \u00e7.dcm"])
+def test_files_with_odd_names_are_found_and_read_on_every_storage(name: str, s3: str, tmp_path: Path) -> None:
+    for root in (s3, str(tmp_path), tmp_path.as_uri()):
+        below = storage.join(root, "odd")
+        if root == s3:
+            system, path = storage.filesystem(below)
+            with system.open_output_stream(f"{path}/{name}") as sink:
+                sink.write(name.encode())
+        else:
+            (tmp_path / "odd" / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / "odd" / name).write_bytes(name.encode())
+        assert name in [entry.path for entry in storage.walk(below)]
+        storage.announce(storage.join(below, name))
+        assert bytes(storage.content(storage.join(below, name))) == name.encode()
+        assert storage.is_file(storage.join(below, name))
+
+
+def test_files_of_a_google_bucket_share_their_connections() -> None:
+    first, second = (storage.filesystem(f"gs://anonymous@bucket/{name}.dcm") for name in ("a", "b%20c"))
+    assert first[0] is second[0]
+    assert second[1] == "bucket/b c.dcm"
+
+
 def test_a_local_file_is_not_fetched(tmp_path: Path) -> None:
     for name in (str(tmp_path / "x"), (tmp_path / "x").as_uri()):
         storage.announce(name)  # It is not there yet: a fetch would fail.
