@@ -2,7 +2,7 @@
 
 A task takes the files of some shards, has them decoded by the child process that its worker keeps, and writes the
 shards itself: pixels go straight to storage and not through the object store, so that memory is bounded by one image a
-core. What returns to the driver, shard by shard, is their rows of the index.
+core (of a bucket, by six files more). What returns to the driver, shard by shard, is their rows of the index.
 """
 
 from __future__ import annotations

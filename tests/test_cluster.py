@@ -1,7 +1,10 @@
 """Real clusters on loopback: ``ray start --head``, ``ray job submit``, ``ray://``, and addresses that do not answer."""
 
+import dataclasses
 import json
 import os
+import re
+import secrets
 import shutil
 import signal
 import socket
@@ -14,13 +17,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
 
-from mammoray import cluster
+from mammoray import cluster, train
+from mammoray.config import Config, Scale
+from mammoray.controller import read_history
 from mammoray.errors import ClusterError
-from mammoray.plain import to_toml
+from mammoray.plain import replace, to_toml
 from mammoray.synth import SynthSummary
-from tests.conftest import SMALL, FinishedRun
+from tests.conftest import SMALL, FinishedRun, Prepared
+from tests.test_faults import LONG
 
 pytestmark = pytest.mark.cluster
 ROOT = Path(__file__).parents[1]
@@ -97,9 +104,9 @@ def start(head: Head, program: str, *words: str) -> subprocess.CompletedProcess[
     )
 
 
-def flags(data: SynthSummary, folder: Path) -> list[str]:
+def flags(data: SynthSummary, folder: Path, settings: Config = SMALL) -> list[str]:
     config = folder / "settings.toml"
-    config.write_text(to_toml(SMALL), encoding="utf-8")
+    config.write_text(to_toml(settings), encoding="utf-8")
     return [
         "--csv",
         str(data.csv),
@@ -174,32 +181,73 @@ def test_the_job_server_runs_nothing_for_who_lacks_the_token(token: str | None, 
     assert caught.value.code in (401, 403)
 
 
-SLOW = """
-import pathlib, signal, sys, time
-folder = pathlib.Path(sys.argv[1])
-def end(*_):
-    time.sleep(6)
-    (folder / "saved").touch()
-    sys.exit()
-signal.signal(signal.SIGTERM, end)
-(folder / "begun").touch()
-time.sleep(300)
-"""
-
-
 @pytest.mark.long
-def test_a_job_that_is_stopped_has_time_for_its_checkpoint(head: Head, tmp_path: Path) -> None:
-    (tmp_path / "slow.py").write_text(SLOW, encoding="utf-8")
-    submit = ["job", "submit", "--address", head.dashboard, "--runtime-env", "jobs/runtime_env.yaml"]
-    job = ["--no-wait", "--submission-id", "slow", "--", "python", str(tmp_path / "slow.py"), str(tmp_path)]
-    assert start(head, "ray", *submit, *job).returncode == 0
-    deadline = time.monotonic() + 200
-    while not (tmp_path / "begun").exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
-    stopped = start(head, "ray", "job", "stop", "--address", head.dashboard, "slow")
-    assert stopped.returncode == 0, stopped.stderr
-    assert (tmp_path / "saved").exists()
+def test_a_submitted_training_that_is_stopped_then_killed_goes_on_to_the_curve_of_an_undisturbed_run(
+    head: Head, prepared: Prepared, rsna: SynthSummary, tmp_path: Path
+) -> None:
+    config = replace(LONG, train=replace(LONG.train, epochs=60))
+    words = [*flags(rsna, tmp_path, config), "--cache", str(prepared.cache)]
+    secret = "sesame-" + secrets.token_hex(8)
+    head = dataclasses.replace(head, environment=head.environment | {"AWS_SECRET_ACCESS_KEY": secret})
+
+    def submit(name: str, *options: str) -> subprocess.CompletedProcess[str]:
+        command = [
+            "job",
+            "submit",
+            "--address",
+            head.dashboard,
+            "--working-dir",
+            ".",
+            "--submission-id",
+            name,
+            *options,
+        ]
+        return start(
+            head, "ray", *command, "--runtime-env", "jobs/runtime_env.yaml", "--", "python", "jobs/train.py", *words
+        )
+
+    def asked(verb: str, *name: str) -> str:
+        done = start(head, "ray", "job", verb, "--address", head.dashboard, *name)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    def trained(more: int) -> int:
+        """Wait for so many more epochs; returns how many records there are."""
+        before, deadline = len(read_history(tmp_path / "run")), time.monotonic() + 200
+        while (now := len(read_history(tmp_path / "run"))) < before + more:
+            assert time.monotonic() < deadline, asked("list")
+            time.sleep(0.1)
+        return now
+
+    assert submit("stopped", "--no-wait").returncode == 0
+    trained(3)
+    asked("stop", "stopped")
+    assert "was stopped" in asked("status", "stopped")
+    log = asked("logs", "stopped")
+    assert "a checkpoint was made" in log and "Traceback" not in log, log
+    assert submit("killed", "--no-wait").returncode == 0
+    before = trained(3)
+    driver = next(p for p in psutil.process_iter() if "jobs/train.py" in _words(p) and str(tmp_path) in _words(p))
+    driver.kill()
+    done = submit("third")
+    assert done.returncode == 0, done.stdout + done.stderr
+    began = re.search(r"workers, from epoch (\d+)", done.stdout)
+    assert began and before - 1 <= int(began[1]) <= 60, done.stdout
+    assert "'killed' failed" in asked("status", "killed")
+    assert secret not in asked("list"), "what a job's metadata shows"
+    rows = prepared.rows.sort_values("image_id", ignore_index=True)
+    whole = train.fit(rows, prepared.digest, config, Scale(), tmp_path / "whole", lambda line: None)
+    expected = [(r["train_loss"] or 0.0, r["val_loss"]) for r in whole.history]
+    for got, wanted in zip(curve(tmp_path / "run"), expected, strict=True):
+        assert got == pytest.approx(wanted, rel=1e-4)
+
+
+def _words(process: psutil.Process) -> str:
+    try:
+        # Of the program itself: Ray's supervisor of the job has the same words behind a shell.
+        return " ".join(process.cmdline()) if "python" in process.name() else ""
+    except psutil.Error:
+        return ""
 
 
 def test_an_error_on_the_cluster_arrives_as_the_same_one_line(head: Head, rsna: SynthSummary, tmp_path: Path) -> None:

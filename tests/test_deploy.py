@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import yaml
 
+pytestmark = pytest.mark.cluster
 ROOT = Path(__file__).parents[1]
 LAUNCHERS = ["cluster.yaml", "cluster-gcp.yaml"]
 Json = dict[str, Any]

@@ -28,6 +28,8 @@ from mammoray.synth import SynthSummary
 from tests.conftest import SMALL, Prepared
 from tests.ray_nodes import end_all, environment
 
+pytestmark = pytest.mark.cluster
+
 ROOT = Path(__file__).parents[1]
 # Steps that do not add to small differences, and a rate that does not know how many epochs there will be.
 LONG = replace(

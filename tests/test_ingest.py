@@ -160,6 +160,7 @@ def test_ten_new_files_cost_ten_decodes(copy: Path, tmp_path: Path) -> None:
     assert pixels_of(second).items() >= pixels_of(first).items()
 
 
+@pytest.mark.cluster
 def test_a_killed_run_goes_on_where_it_stood(copy: Path, tmp_path: Path) -> None:
     data = catalog.build(copy / "classificacao.csv", copy)
     plant(copy, {some_path(copy, -1): "sleep"})

@@ -15,6 +15,8 @@ import yaml
 
 from tests.kuberay import RAY_JOB
 
+pytestmark = pytest.mark.cluster
+
 FOLDER = Path(__file__).parents[1] / "k8s"
 LOCK = (FOLDER.parent / "requirements.lock").read_text(encoding="utf-8")
 Json = dict[str, Any]

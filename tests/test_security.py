@@ -21,6 +21,8 @@ from mammoray.recipe import ModelConfig
 from mammoray.synth import SynthSummary
 from tests.conftest import SMALL
 
+pytestmark = pytest.mark.cluster
+
 PLANTED = {
     "AWS_SECRET_ACCESS_KEY": "planted-key-6Jq1",
     "AWS_SESSION_TOKEN": "planted-session-6Jq1",

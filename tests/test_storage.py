@@ -74,6 +74,7 @@ def test_the_same_tree_is_found_on_an_object_store(tree: Path, s3: str) -> None:
     assert storage.is_file(storage.join(root, "3.dcm")) and not storage.is_file(storage.join(root, "4.dcm"))
 
 
+@pytest.mark.cluster
 @pytest.mark.parametrize("mode", ["shut", "busy"])
 def test_an_object_store_that_refuses_for_a_while_is_asked_again(mode: Mode, s3: str) -> None:
     found = re.search(r"127.0.0.1:(\d+)", s3)

@@ -334,6 +334,7 @@ def undisturbed(rsna: SynthSummary, tmp_path_factory: pytest.TempPathFactory) ->
     return cache, curve(history)
 
 
+@pytest.mark.cluster
 def test_a_killed_worker_resumes_to_the_curve_it_would_have_had(
     rsna: SynthSummary, undisturbed: tuple[Path, list[Any]], tmp_path: Path
 ) -> None:
@@ -347,6 +348,7 @@ def test_a_killed_worker_resumes_to_the_curve_it_would_have_had(
     assert curve(run.finish(process)) == expected
 
 
+@pytest.mark.cluster
 def test_a_killed_driver_resumes_to_the_curve_it_would_have_had(
     rsna: SynthSummary, undisturbed: tuple[Path, list[Any]], tmp_path: Path
 ) -> None:
