@@ -182,6 +182,7 @@ def test_the_job_server_runs_nothing_for_who_lacks_the_token(token: str | None, 
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1200)
 def test_a_submitted_training_that_is_stopped_then_killed_goes_on_to_the_curve_of_an_undisturbed_run(
     head: Head, prepared: Prepared, rsna: SynthSummary, tmp_path: Path
 ) -> None:
