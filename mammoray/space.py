@@ -36,6 +36,10 @@ from mammoray.idle import idle
 DEFAULT = Path(__file__).with_name("default_space.toml")
 """The space that is shipped."""
 _LOOKS = 200  # Random trials by which a space is tried before it is used.
+_DRAWN = ("decode", "sample", "augment", "model", "loss", "optim", "speed")
+_DRAWN_TOO = ("train.epochs", "train.patience", "train.min_delta")
+"""What a trial takes from its own settings, by section and by name: everything else is the search's, alike for all its
+trials (which patients, files and classes) or what they are compared by (monitor, the signs of a collapse)."""
 
 
 def load(place: str, base: Config) -> Space:
@@ -51,8 +55,8 @@ def load(place: str, base: Config) -> Space:
     Raises
     ------
     ConfigError
-        There is no such space, or it draws a setting that does not exist, that cannot have such a value, or that
-        would have no effect beside the others.
+        There is no such space, or it draws a setting that does not exist, that is not a trial's own, that cannot have
+        such a value, or that would have no effect beside the others.
     """
     file, name = _file(place)
     space = _python(file, name) if file.suffix == ".py" else toml_space(file, base)
@@ -113,13 +117,12 @@ def apply(base: Config, values: Values, where: str = "the search space") -> Conf
     Raises
     ------
     ConfigError
-        A setting does not exist, cannot have its value, or has no effect beside the others.
+        A setting does not exist, is not a trial's own, cannot have its value, or has no effect beside the others.
     """
     content = plain.to_dict(base)
     known = settings(base)
     for name, value in values.items():
-        if name not in known:
-            raise ConfigError(where, "settings of config.toml by their names, such as optim.lr", name, "Correct it.")
+        _require_own(name, known, where)
         *sections, last = name.split(".")
         table = content
         for section in sections:
@@ -142,6 +145,16 @@ def apply(base: Config, values: Values, where: str = "the search space") -> Conf
             f"{where}: {name}", "settings that have an effect where they are drawn", f"none: {why}", remedy
         )
     return config
+
+
+def _require_own(name: str, known: Values, where: str) -> None:
+    """Refuse a setting that does not exist, or that a trial does not take from what is drawn for it."""
+    if name not in known:
+        raise ConfigError(where, "settings of config.toml by their names, such as optim.lr", name, "Correct it.")
+    if name.partition(".")[0] not in _DRAWN and name not in _DRAWN_TOO:
+        expected = f"settings of a trial's own: those of {', '.join(_DRAWN)}, and {', '.join(_DRAWN_TOO)}"
+        remedy = "Set it by its flag or in --config: it is the same for all trials of a search."
+        raise ConfigError(f"{where}: {name}", expected, name, remedy)
 
 
 def text(place: str) -> str:

@@ -105,6 +105,39 @@ class TestToml:
             space.load(str(tmp_path / "none.toml"), Config())
 
 
+ALIKE = [
+    ("split.val_share", 0.2),
+    ("split.fold", 1),
+    ("data.quarantine", "bad.csv"),
+    ("ingest.cache", "elsewhere"),
+    ("ingest.limit_seconds", 60.0),
+    ("train.train_on", "train_and_val"),
+    ("train.monitor", "loss"),
+    ("train.monitor_level", "patient"),
+    ("train.keep", 2),
+    ("collapse.collapse_after", 1),
+    ("evaluate.average", "views"),
+    ("classes", "binary"),
+    ("seed", 3),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), ALIKE)
+class TestWhatIsAlikeForAllTrials:
+    """Trials would not take it from what is drawn for them, or could not be compared."""
+
+    def test_a_toml_space_cannot_draw_it(self, name: str, value: object, tmp_path: Path) -> None:
+        section, _, last = name.rpartition(".")
+        text = f"[{section}]\n{last} = [{value!r}]\n" if section else f"{last} = [{value!r}]\n"
+        with pytest.raises(ConfigError, match=f"{name}: expected settings of a trial's own: those of decode,"):
+            space.load(written(tmp_path, text), Config())
+
+    def test_a_python_space_can_neither_draw_nor_set_it(self, name: str, value: object, tmp_path: Path) -> None:
+        for line in (f"trial.suggest_categorical({name!r}, [{value!r}])", f"return {{{name!r}: {value!r}}}"):
+            with pytest.raises(ConfigError, match=f"{name}: expected settings of a trial's own"):
+                space.load(written(tmp_path, f"def space(trial):\n    {line}\n", "my.py"), Config())
+
+
 class TestPython:
     def test_a_function_draws_by_dotted_names_and_sets_what_it_returns(self, tmp_path: Path) -> None:
         code = """
