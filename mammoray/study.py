@@ -7,16 +7,18 @@ its own, from (seed, number). So a search whose driver was killed goes on to the
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
 import optuna
+from optuna.distributions import check_distribution_compatibility
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from mammoray.config import Config, TuneConfig
 from mammoray.errors import StudyError
+from mammoray.space import Distributions, shown
 
 JOURNAL = "study.journal"
 NAME = "mammoray"
@@ -137,6 +139,19 @@ def adopt(study: optuna.Study, place: str) -> int:
     Raises
     ------
     StudyError
+        As of :func:`earlier`.
+    """
+    known = earlier(place, [direction.name.lower() for direction in study.directions])
+    study.add_trials([_foreign(trial, _shown(place.partition("#")[0])) for trial in known])
+    return len(known)
+
+
+def earlier(place: str, directions: Sequence[str]) -> list[FrozenTrial]:
+    """The finished trials of an earlier search.
+
+    Raises
+    ------
+    StudyError
         There are none, or they have other objectives.
     """
     path, _, name = place.partition("#")
@@ -146,12 +161,48 @@ def adopt(study: optuna.Study, place: str) -> int:
         expected = "a journal file or database URL of a study (#NAME behind it)"
         raise StudyError(f"--warm-start {_shown(path)}", expected, _kind(error), "Check it.") from error
     known = [trial for trial in other.get_trials() if trial.state == TrialState.COMPLETE and not is_foreign(trial)]
-    if not known or other.directions != study.directions:
+    if not known or [direction.name.lower() for direction in other.directions] != list(directions):
         found = "none" if not known else "trials of other objectives"
         remedy = "Choose another study."
         raise StudyError(f"--warm-start {_shown(path)}", "finished trials of the same objectives", found, remedy)
-    study.add_trials([_foreign(trial, _shown(path)) for trial in known])
-    return len(known)
+    return known
+
+
+def require_earlier(config: TuneConfig, base: Config, parameters: Distributions) -> None:
+    """Check all earlier searches, before anything is made.
+
+    Raises
+    ------
+    StudyError
+        As of :func:`earlier`, or the sampler cannot have their parameters beside those of the space.
+    """
+    for place in config.warm_start:
+        trials = earlier(place, [direction for _, direction in objectives(config, base)])
+        parameters = require_same(trials, parameters, f"--warm-start {_shown(place)}")
+
+
+def require_same(trials: list[FrozenTrial], parameters: Distributions, where: str) -> Distributions:
+    """Check that trials drew as a space draws: Optuna knows one list of choices for a parameter of a study.
+
+    Returns
+    -------
+    dict
+        The parameters of both.
+
+    Raises
+    ------
+    StudyError
+    """
+    known = dict(parameters)
+    for trial in trials:
+        for name, theirs in trial.distributions.items():
+            ours = known.setdefault(name, theirs)
+            try:
+                check_distribution_compatibility(ours, theirs)
+            except ValueError as error:
+                remedy = "Draw it in the space as that study did, or choose another study."
+                raise StudyError(f"{where}: {name}", f"{shown(ours)}, as now", shown(theirs), remedy) from error
+    return known
 
 
 def _foreign(trial: FrozenTrial, place: str) -> FrozenTrial:

@@ -82,7 +82,10 @@ def _run(
     source: Source, space: str, config: Config, search: TuneConfig, scale: Scale, say: Say, copy: Mirror
 ) -> dict[str, Any]:
     draw = spaces.load(space, config)
-    points = spaces.points(search.points)
+    points, parameters = spaces.points(search.points), spaces.parameters(draw, config)
+    spaces.require_points(search.points, points, draw, config)
+    if marker.read(source.outdir) is None:
+        studies.require_earlier(search, config, parameters)
     data, parts, _ = pipeline.read(source, config, say)
     if search.retrain_best and not (parts.rows["fold"] == "test").any():
         remedy = "Choose --folds, --test-share or --test-file, or leave it out."
@@ -97,6 +100,7 @@ def _run(
     marker.take(source, space, config, search, scale, identity)
     copy.push((marker.NAME,))
     study = studies.open_study(search.study_storage or str(outdir / studies.JOURNAL), search, config)
+    studies.require_same(study.get_trials(deepcopy=False), parameters, f"the study {search.study_name} in its storage")
     with cluster.connect(scale.address):
         nodes.require_seen({"--outdir": copy.copy or outdir})
         at_once, own_scale = resources(search, scale)
@@ -235,7 +239,7 @@ class _Begin:
 
     def __call__(self, trial: optuna.Trial) -> Job:
         """What the trial's process is to do."""
-        config = spaces.apply(self.config, self.draw(trial))
+        config = spaces.apply(self.config, spaces.values(self.draw, trial))
         if self.population is not None:
             parent = self._parent(trial)
             own = plain.load_toml(self.copy.folder / parent / SETTINGS) if parent else None

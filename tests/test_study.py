@@ -5,6 +5,7 @@ from typing import Any
 
 import optuna
 import pytest
+from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState
 
 from mammoray import study as studies
@@ -80,6 +81,32 @@ def test_trials_of_an_earlier_study_are_known_and_are_not_this_studys(tmp_path: 
     with pytest.raises(StudyError, match="other objectives"):
         several = TuneConfig(objectives=("score", "gflops"), scheduler="none")
         studies.adopt(opened(tmp_path / "several", several), str(tmp_path / "old"))
+
+
+@pytest.mark.parametrize(
+    ("parameters", "said"),
+    [
+        ({"net": CategoricalDistribution(["b", "c"])}, "net: expected one of 'b', 'c', as now, found one of 'a', 'b'"),
+        ({"lr": CategoricalDistribution([1e-3])}, "lr: expected one of 0.001, as now, found 0.0001 to 0.01, log"),
+        ({"lr": FloatDistribution(1e-4, 1e-2)}, "lr: expected 0.0001 to 0.01, as now, found 0.0001 to 0.01, log"),
+    ],
+)
+def test_an_earlier_study_with_other_choices_is_refused_with_both(
+    parameters: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    run(tmp_path / "old", TuneConfig(search="random"), 2)
+    config = TuneConfig(warm_start=(str(tmp_path / "old"),))
+    with pytest.raises(StudyError, match=said) as caught:
+        studies.require_earlier(config, BASE, parameters)
+    assert caught.value.where.startswith(f"--warm-start {tmp_path / 'old'}: ")
+
+
+def test_an_earlier_study_with_wider_ranges_or_other_parameters_is_welcome(tmp_path: Path) -> None:
+    run(tmp_path / "old", TuneConfig(search="random"), 2)
+    config = TuneConfig(warm_start=(str(tmp_path / "old"),))
+    studies.require_earlier(
+        config, BASE, {"lr": FloatDistribution(1e-3, 1e-2, log=True), "new": FloatDistribution(0, 1)}
+    )
 
 
 def test_what_was_interrupted_is_gone_on_with_and_what_never_began_is_closed(tmp_path: Path) -> None:
