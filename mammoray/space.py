@@ -38,6 +38,7 @@ Distributions = dict[str, BaseDistribution]
 DEFAULT = Path(__file__).with_name("default_space.toml")
 """The space that is shipped."""
 _LOOKS = 200  # Random trials by which a space is tried before it is used.
+_LOOKS_BESIDE = 50  # The same for each known point.
 _DRAWN = ("decode", "sample", "augment", "model", "loss", "optim", "speed")
 _DRAWN_TOO = ("train.epochs", "train.patience", "train.min_delta")
 """What a trial takes from its own settings, by section and by name: everything else is the search's, alike for all its
@@ -63,13 +64,14 @@ def load(place: str, base: Config) -> Space:
     file, name = _file(place)
     space = _python(file, name) if file.suffix == ".py" else toml_space(file, base)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    _tried(space, base, place)
+    for drawn, _ in _tried(space, place):
+        apply(base, drawn, place)
     return space
 
 
-def parameters(space: Space, base: Config) -> Distributions:
+def parameters(space: Space) -> Distributions:
     """What a space that was loaded draws, by Optuna's names: all that it draws in some random trials."""
-    return {name: kind for trial in _tried(space, base, "the search space") for name, kind in trial.items()}
+    return {name: kind for _, kinds in _tried(space, "the search space") for name, kind in kinds.items()}
 
 
 def values(space: Space, trial: optuna.Trial, where: str = "the search space") -> Values:
@@ -87,15 +89,13 @@ def values(space: Space, trial: optuna.Trial, where: str = "the search space") -
         raise ConfigError(where, expected, str(error), "Give those that differ names of their own.") from error
 
 
-def _tried(space: Space, base: Config, where: str, point: Values | None = None) -> list[Distributions]:
-    """What random trials draw beside a point; each must be a config."""
+def _tried(
+    space: Space, where: str, point: Values | None = None, looks: int = _LOOKS
+) -> list[tuple[Values, Distributions]]:
+    """What random trials draw beside a point, and how."""
     study = optuna.create_study(sampler=_Beside(point or {}))
-    found = []
-    for _ in range(_LOOKS):
-        trial = study.ask()
-        apply(base, values(space, trial, where), where)
-        found.append(trial.distributions)
-    return found
+    trials = [study.ask() for _ in range(looks)]
+    return [(values(space, trial, where), trial.distributions) for trial in trials]
 
 
 class _Beside(optuna.samplers.RandomSampler):
@@ -269,12 +269,12 @@ def require_points(file: Path | None, known: list[Values], space: Space, base: C
     ConfigError
         It lacks a setting or a value, or draws a setting only beside others, which the point does not have.
     """
-    drawn = parameters(space, base) if known else {}
+    drawn = parameters(space) if known else {}
     for number, point in enumerate(known, 1):
         where = f"--points {file}: point {number}"
-        beside = _tried(space, base, where, point)
+        beside = _tried(space, where, point, _LOOKS_BESIDE)
         for name, value in point.items():
-            kinds = [trial[name] for trial in beside if name in trial]
+            kinds = [trial[name] for _, trial in beside if name in trial]
             if not kinds and name not in drawn:
                 expected = f"parameters of the space: {', '.join(sorted(drawn))}"
                 raise ConfigError(f"{where}: {name}", expected, "none of this name", "Correct or remove it.")
@@ -285,6 +285,8 @@ def require_points(file: Path | None, known: list[Values], space: Space, base: C
             if not _fits(value, kinds[0]):
                 remedy = "Correct the point, or widen the space."
                 raise ConfigError(f"{where}: {name}", shown(kinds[0]), repr(value), remedy)
+        for settled, _ in beside:
+            apply(base, settled, where)
 
 
 def shown(kind: BaseDistribution) -> str:

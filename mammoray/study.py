@@ -6,8 +6,10 @@ its own, from (seed, number). So a search whose driver was killed goes on to the
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -18,6 +20,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from mammoray.config import Config, TuneConfig
 from mammoray.errors import StudyError
+from mammoray.plain import replace
 from mammoray.space import Distributions, shown
 
 JOURNAL = "study.journal"
@@ -25,6 +28,8 @@ NAME = "mammoray"
 Direction = Literal["minimize", "maximize"]
 _DEFAULT = "default"  # User attribute of the trial that is the settings of the search themselves.
 _ELSEWHERE = "from"  # User attribute of a trial of another study.
+_NEVER = "never_began"  # User attribute of a trial that was drawn, and whose driver was then lost.
+_INSTEAD = "instead_of"  # User attribute of the trial that takes its place: its number.
 _SAMPLERS: dict[str, Callable[[int], optuna.samplers.BaseSampler]] = {
     "tpe": lambda seed: optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True),
     "random": lambda seed: optuna.samplers.RandomSampler(seed=seed),
@@ -65,6 +70,32 @@ def open_study(place: str, config: TuneConfig, base: Config) -> optuna.Study:
         raise StudyError(_shown(place), f"a study to {', '.join(directions)}", found, "Choose another --study-name.")
     study.pruner = pruner(config, base)
     return study
+
+
+def absolute(config: TuneConfig) -> TuneConfig:
+    """The same search for a process with another working folder: its files by their whole paths."""
+    return replace(
+        config,
+        points=config.points and config.points.absolute(),
+        warm_start=tuple(map(_whole, config.warm_start)),
+        study_storage=config.study_storage and _whole(config.study_storage),
+    )
+
+
+def _whole(place: str) -> str:
+    """A journal's path, or that in the URL of an SQLite file, from the root on.
+
+    Examples
+    --------
+    >>> _whole("postgresql://host/db"), _whole("sqlite:////shared/study.db")
+    ('postgresql://host/db', 'sqlite:////shared/study.db')
+    >>> _whole("sqlite:///study.db") == f"sqlite:///{Path('study.db').absolute()}"
+    True
+    """
+    found = re.fullmatch(r"(sqlite(?:\+\w+)?:///)(?!file:|:memory:)(.+)", place)
+    if found:
+        return found[1] + str(Path(found[2]).absolute())
+    return place if "://" in place else str(Path(place).absolute())
 
 
 def storage(place: str) -> optuna.storages.BaseStorage:
@@ -220,14 +251,22 @@ def is_foreign(trial: FrozenTrial) -> bool:
     return _ELSEWHERE in trial.user_attrs
 
 
+def has_ended(trial: FrozenTrial) -> bool:
+    """Whether it is complete, was ended early, or failed for a reason of its own."""
+    return trial.state.is_finished() and "reason" in trial.user_attrs and not _never_began(trial)
+
+
+def _never_began(trial: FrozenTrial) -> bool:
+    return bool(trial.user_attrs.get(_NEVER))
+
+
 def finished(study: optuna.Study) -> list[FrozenTrial]:
-    """The study's own trials that are complete, ended early, or failed for a reason of their own."""
-    own = [trial for trial in study.get_trials(deepcopy=False) if not is_foreign(trial)]
-    return [trial for trial in own if trial.state.is_finished() and "reason" in trial.user_attrs]
+    """The study's own trials that have ended, see :func:`has_ended`."""
+    return [trial for trial in study.get_trials(deepcopy=False) if not is_foreign(trial) and has_ended(trial)]
 
 
 def interrupted(study: optuna.Study, is_begun: Callable[[int], bool]) -> list[FrozenTrial]:
-    """Trials to go on with; those that were drawn and never begun are closed.
+    """Trials to go on with; those that were drawn and never begun are closed, and known points put down again.
 
     Parameters
     ----------
@@ -237,8 +276,19 @@ def interrupted(study: optuna.Study, is_begun: Callable[[int], bool]) -> list[Fr
     running = [trial for trial in study.get_trials(deepcopy=False) if trial.state == TrialState.RUNNING]
     for trial in running:
         if not is_begun(trial.number):
+            _put_down_again(study, trial)
+            for name, value in {_NEVER: True, "reason": "the driver was lost before it began"}.items():
+                study._storage.set_trial_user_attr(trial._trial_id, name, value)
             study.tell(trial.number, state=TrialState.FAIL)
     return [trial for trial in running if is_begun(trial.number)]
+
+
+def _put_down_again(study: optuna.Study, trial: FrozenTrial) -> None:
+    """A default or a point comes once more; once, also where this driver is lost before the trial is closed."""
+    point = trial.system_attrs.get("fixed_params")
+    done = any(other.user_attrs.get(_INSTEAD) == trial.number for other in study.get_trials(deepcopy=False))
+    if point is not None and not done:
+        study.enqueue_trial(point, user_attrs={**trial.user_attrs, _INSTEAD: trial.number})
 
 
 def is_default(trial: FrozenTrial | optuna.Trial) -> bool:
@@ -248,7 +298,7 @@ def is_default(trial: FrozenTrial | optuna.Trial) -> bool:
 
 def default_number(study: optuna.Study) -> int | None:
     """Number of the trial that is the settings of the search themselves; of a population, its last generation yet."""
-    every = [t for t in study.get_trials(deepcopy=False) if is_default(t)]
+    every = [t for t in study.get_trials(deepcopy=False) if is_default(t) and not _never_began(t)]
     done = [t.number for t in every if t.state == TrialState.COMPLETE]
     return done[-1] if done else every[0].number if every else None
 

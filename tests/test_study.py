@@ -127,6 +127,47 @@ def test_what_was_interrupted_is_gone_on_with_and_what_never_began_is_closed(tmp
     assert later.get_trials()[2].value == 0.75
 
 
+def test_the_default_and_a_point_that_never_began_come_again_and_the_reason_is_kept(tmp_path: Path) -> None:
+    config = TuneConfig(search="random")
+    points = [{"lr": 5e-3, "net": "b"}, {"lr": 6e-3, "net": "b"}]
+    studies.enqueue(opened(tmp_path / "s", config), points, {"lr": 3e-4, "net": "a"})
+    for lost in range(2):  # The default, and then the first point, by drivers that are killed at once.
+        study = opened(tmp_path / "s", config)
+        studies.ask(study, config, 0)
+        assert studies.interrupted(opened(tmp_path / "s", config), lambda number: False) == []
+        trial = opened(tmp_path / "s", config).get_trials()[lost]
+        assert (trial.state, trial.user_attrs["reason"]) == (TrialState.FAIL, "the driver was lost before it began")
+    study = opened(tmp_path / "s", config)
+    assert studies.finished(study) == [], "they are no trials of those that were asked for"
+    trials = [studies.ask(study, config, 0) for _ in range(3)]
+    assert [draw(trial)["lr"] for trial in trials] == [6e-3, 3e-4, 5e-3], "each once more"
+    assert [studies.is_default(trial) for trial in trials] == [False, True, False]
+    assert studies.default_number(study) == trials[1].number
+    assert "instead_of" not in draw(studies.ask(study, config, 0)) and len(study.get_trials()) == 6
+
+
+def test_a_driver_that_is_lost_while_it_closes_a_trial_puts_its_point_down_once(tmp_path: Path) -> None:
+    config = TuneConfig()
+    study = opened(tmp_path / "s", config)
+    studies.enqueue(study, [], {"lr": 3e-4, "net": "a"})
+    studies._put_down_again(study, study.get_trials()[studies.ask(study, config, 0).number])
+    studies.interrupted(opened(tmp_path / "s", config), lambda number: False)
+    assert [t.state for t in opened(tmp_path / "s", config).get_trials()] == [TrialState.FAIL, TrialState.WAITING]
+
+
+def test_places_are_whole_when_a_search_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    warm = ("old/study.journal#mine", "sqlite:///old.db", "postgresql://host/db")
+    given = TuneConfig(points=Path("known.toml"), warm_start=warm, study_storage="sqlite+pysqlite:///new.db")
+    whole = studies.absolute(given)
+    monkeypatch.chdir("/")
+    assert whole.points == tmp_path / "known.toml"
+    assert whole.warm_start == (f"{tmp_path}/old/study.journal#mine", f"sqlite:///{tmp_path}/old.db", warm[2])
+    assert whole.study_storage == f"sqlite+pysqlite:///{tmp_path}/new.db"
+    assert studies.absolute(whole) == whole
+    assert studies.absolute(TuneConfig()) == TuneConfig()
+
+
 class TestPruners:
     """The pruner sees values as the trials report them; the storage remembers them for the next driver."""
 
