@@ -196,10 +196,10 @@ def _crossval(args: CrossvalArgs) -> None:
 
 
 def _tune(args: TuneArgs) -> None:
-    from mammoray import cluster, results, space, tune
+    from mammoray import cluster, results, space, study, tune
 
-    place, scale = space.absolute(args.space), args.scale
-    facts = cluster.run_there(scale.address, tune.run, _source(args), place, args.settings, args.tune, scale, say)
+    place, scale, search = space.absolute(args.space), args.scale, study.absolute(args.tune)
+    facts = cluster.run_there(scale.address, tune.run, _source(args), place, args.settings, search, scale, say)
     for line in results.headline(facts):
         say(line)
     say(f"page: {args.outdir.absolute() / 'study.html'}")

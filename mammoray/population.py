@@ -148,8 +148,8 @@ class Population:
 
     def _members(self) -> list[FrozenTrial]:
         begun = [t for t in self.study.get_trials(deepcopy=False) if MEMBER in t.user_attrs]
-        # A driver that was killed may have drawn a trial that it never began, which was closed without a reason.
-        return [t for t in begun if t.state == TrialState.RUNNING or "reason" in t.user_attrs]
+        # A driver that was killed may have drawn a trial that it never began, whose place is free.
+        return [t for t in begun if t.state == TrialState.RUNNING or studies.has_ended(t)]
 
     def _present(self) -> tuple[int, list[FrozenTrial]]:
         """The present generation, and its members so far."""

@@ -22,7 +22,8 @@ from mammoray.trial import Job
 Say = Callable[[str], None]
 Message = dict[str, Any]
 Begin = Callable[[optuna.Trial], Job]
-"""Draws a new trial's settings, and writes down what its process needs; raises MammorayError where that fails."""
+"""Draws a trial's settings, or reads those that it has, and makes what its process needs; raises MammorayError where
+that fails."""
 
 
 class Trials:
@@ -31,8 +32,8 @@ class Trials:
     Parameters
     ----------
     begin : callable
-        For a trial that is new; gives what its process is to do.
-    begun : list of (FrozenTrial, Job)
+        For a trial that is new, or to go on with; gives what its process is to do.
+    begun : list of FrozenTrial
         Trials of an interrupted search, to go on with first.
     left : int
         New trials to run besides.
@@ -46,7 +47,7 @@ class Trials:
         config: TuneConfig,
         base: Config,
         begin: Begin,
-        begun: list[tuple[FrozenTrial, Job]],
+        begun: list[FrozenTrial],
         left: int,
         say: Say,
         population: Population | None = None,
@@ -61,31 +62,29 @@ class Trials:
 
     def next(self) -> Job | None:
         """The next trial to run: one that was interrupted, or a new one; None where there is none yet, or no more."""
-        if self.begun:
-            frozen, job = self.begun.pop(0)
-            self.open[job.number] = studies.again(self.study, frozen.number)
-            return job
-        while self.left:
-            if self.population and not self.population.ready():
+        while self.begun or self.left:
+            if not self.begun and self.population and not self.population.ready():
                 # Nothing that is under way can bring a member to its end: the population has died out.
                 self.left = self.left if self.open else 0
                 return None
-            self.left -= 1
-            trial = (
-                self.population.ask(self.config)
-                if self.population
-                else studies.ask(self.study, self.config, self.base.seed)
-            )
+            trial = studies.again(self.study, self.begun.pop(0).number) if self.begun else self._new()
             self.open[trial.number] = trial
             try:
                 return self.begin(trial)
             except StorageError as error:  # No fault of the trial: it would be that of all others as well.
                 self.failed, self.left = error, 0
+                self.begun.clear()
                 return None
             except MammorayError as error:
                 self.last[trial.number] = {"failed": f"{type(error).__name__}: {error}"}
                 self.end(trial.number, False)
         return None
+
+    def _new(self) -> optuna.Trial:
+        self.left -= 1
+        if self.population:
+            return self.population.ask(self.config)
+        return studies.ask(self.study, self.config, self.base.seed)
 
     def hear(self, number: int, message: Message) -> bool:
         """Take in a message of a trial; returns whether it goes on."""

@@ -6,23 +6,30 @@ its own, from (seed, number). So a search whose driver was killed goes on to the
 
 from __future__ import annotations
 
+import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import optuna
+from optuna.distributions import check_distribution_compatibility
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from mammoray.config import Config, TuneConfig
 from mammoray.errors import StudyError
+from mammoray.plain import replace
+from mammoray.space import Distributions, shown
 
 JOURNAL = "study.journal"
 NAME = "mammoray"
 Direction = Literal["minimize", "maximize"]
 _DEFAULT = "default"  # User attribute of the trial that is the settings of the search themselves.
 _ELSEWHERE = "from"  # User attribute of a trial of another study.
+_NEVER = "never_began"  # User attribute of a trial that was drawn, and whose driver was then lost.
+_INSTEAD = "instead_of"  # User attribute of the trial that takes its place: its number.
 _SAMPLERS: dict[str, Callable[[int], optuna.samplers.BaseSampler]] = {
     "tpe": lambda seed: optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True),
     "random": lambda seed: optuna.samplers.RandomSampler(seed=seed),
@@ -63,6 +70,32 @@ def open_study(place: str, config: TuneConfig, base: Config) -> optuna.Study:
         raise StudyError(_shown(place), f"a study to {', '.join(directions)}", found, "Choose another --study-name.")
     study.pruner = pruner(config, base)
     return study
+
+
+def absolute(config: TuneConfig) -> TuneConfig:
+    """The same search for a process with another working folder: its files by their whole paths."""
+    return replace(
+        config,
+        points=config.points and config.points.absolute(),
+        warm_start=tuple(map(_whole, config.warm_start)),
+        study_storage=config.study_storage and _whole(config.study_storage),
+    )
+
+
+def _whole(place: str) -> str:
+    """A journal's path, or that in the URL of an SQLite file, from the root on.
+
+    Examples
+    --------
+    >>> _whole("postgresql://host/db"), _whole("sqlite:////shared/study.db")
+    ('postgresql://host/db', 'sqlite:////shared/study.db')
+    >>> _whole("sqlite:///study.db") == f"sqlite:///{Path('study.db').absolute()}"
+    True
+    """
+    found = re.fullmatch(r"(sqlite(?:\+\w+)?:///)(?!file:|:memory:)(.+)", place)
+    if found:
+        return found[1] + str(Path(found[2]).absolute())
+    return place if "://" in place else str(Path(place).absolute())
 
 
 def storage(place: str) -> optuna.storages.BaseStorage:
@@ -137,6 +170,19 @@ def adopt(study: optuna.Study, place: str) -> int:
     Raises
     ------
     StudyError
+        As of :func:`earlier`.
+    """
+    known = earlier(place, [direction.name.lower() for direction in study.directions])
+    study.add_trials([_foreign(trial, _shown(place.partition("#")[0])) for trial in known])
+    return len(known)
+
+
+def earlier(place: str, directions: Sequence[str]) -> list[FrozenTrial]:
+    """The finished trials of an earlier search.
+
+    Raises
+    ------
+    StudyError
         There are none, or they have other objectives.
     """
     path, _, name = place.partition("#")
@@ -146,12 +192,48 @@ def adopt(study: optuna.Study, place: str) -> int:
         expected = "a journal file or database URL of a study (#NAME behind it)"
         raise StudyError(f"--warm-start {_shown(path)}", expected, _kind(error), "Check it.") from error
     known = [trial for trial in other.get_trials() if trial.state == TrialState.COMPLETE and not is_foreign(trial)]
-    if not known or other.directions != study.directions:
+    if not known or [direction.name.lower() for direction in other.directions] != list(directions):
         found = "none" if not known else "trials of other objectives"
         remedy = "Choose another study."
         raise StudyError(f"--warm-start {_shown(path)}", "finished trials of the same objectives", found, remedy)
-    study.add_trials([_foreign(trial, _shown(path)) for trial in known])
-    return len(known)
+    return known
+
+
+def require_earlier(config: TuneConfig, base: Config, parameters: Distributions) -> None:
+    """Check all earlier searches, before anything is made.
+
+    Raises
+    ------
+    StudyError
+        As of :func:`earlier`, or the sampler cannot have their parameters beside those of the space.
+    """
+    for place in config.warm_start:
+        trials = earlier(place, [direction for _, direction in objectives(config, base)])
+        parameters = require_same(trials, parameters, f"--warm-start {_shown(place)}")
+
+
+def require_same(trials: list[FrozenTrial], parameters: Distributions, where: str) -> Distributions:
+    """Check that trials drew as a space draws: Optuna knows one list of choices for a parameter of a study.
+
+    Returns
+    -------
+    dict
+        The parameters of both.
+
+    Raises
+    ------
+    StudyError
+    """
+    known = dict(parameters)
+    for trial in trials:
+        for name, theirs in trial.distributions.items():
+            ours = known.setdefault(name, theirs)
+            try:
+                check_distribution_compatibility(ours, theirs)
+            except ValueError as error:
+                remedy = "Draw it in the space as that study did, or choose another study."
+                raise StudyError(f"{where}: {name}", f"{shown(ours)}, as now", shown(theirs), remedy) from error
+    return known
 
 
 def _foreign(trial: FrozenTrial, place: str) -> FrozenTrial:
@@ -169,14 +251,22 @@ def is_foreign(trial: FrozenTrial) -> bool:
     return _ELSEWHERE in trial.user_attrs
 
 
+def has_ended(trial: FrozenTrial) -> bool:
+    """Whether it is complete, was ended early, or failed for a reason of its own."""
+    return trial.state.is_finished() and "reason" in trial.user_attrs and not _never_began(trial)
+
+
+def _never_began(trial: FrozenTrial) -> bool:
+    return bool(trial.user_attrs.get(_NEVER))
+
+
 def finished(study: optuna.Study) -> list[FrozenTrial]:
-    """The study's own trials that are complete, ended early, or failed for a reason of their own."""
-    own = [trial for trial in study.get_trials(deepcopy=False) if not is_foreign(trial)]
-    return [trial for trial in own if trial.state.is_finished() and "reason" in trial.user_attrs]
+    """The study's own trials that have ended, see :func:`has_ended`."""
+    return [trial for trial in study.get_trials(deepcopy=False) if not is_foreign(trial) and has_ended(trial)]
 
 
 def interrupted(study: optuna.Study, is_begun: Callable[[int], bool]) -> list[FrozenTrial]:
-    """Trials to go on with; those that were drawn and never begun are closed.
+    """Trials to go on with; those that were drawn and never begun are closed, and known points put down again.
 
     Parameters
     ----------
@@ -186,8 +276,19 @@ def interrupted(study: optuna.Study, is_begun: Callable[[int], bool]) -> list[Fr
     running = [trial for trial in study.get_trials(deepcopy=False) if trial.state == TrialState.RUNNING]
     for trial in running:
         if not is_begun(trial.number):
+            _put_down_again(study, trial)
+            for name, value in {_NEVER: True, "reason": "the driver was lost before it began"}.items():
+                study._storage.set_trial_user_attr(trial._trial_id, name, value)
             study.tell(trial.number, state=TrialState.FAIL)
     return [trial for trial in running if is_begun(trial.number)]
+
+
+def _put_down_again(study: optuna.Study, trial: FrozenTrial) -> None:
+    """A default or a point comes once more; once, also where this driver is lost before the trial is closed."""
+    point = trial.system_attrs.get("fixed_params")
+    done = any(other.user_attrs.get(_INSTEAD) == trial.number for other in study.get_trials(deepcopy=False))
+    if point is not None and not done:
+        study.enqueue_trial(point, user_attrs={**trial.user_attrs, _INSTEAD: trial.number})
 
 
 def is_default(trial: FrozenTrial | optuna.Trial) -> bool:
@@ -197,7 +298,7 @@ def is_default(trial: FrozenTrial | optuna.Trial) -> bool:
 
 def default_number(study: optuna.Study) -> int | None:
     """Number of the trial that is the settings of the search themselves; of a population, its last generation yet."""
-    every = [t for t in study.get_trials(deepcopy=False) if is_default(t)]
+    every = [t for t in study.get_trials(deepcopy=False) if is_default(t) and not _never_began(t)]
     done = [t.number for t in every if t.state == TrialState.COMPLETE]
     return done[-1] if done else every[0].number if every else None
 

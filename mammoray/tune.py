@@ -73,7 +73,7 @@ def run(
     InterruptedRunError
         The search was told to stop, by SIGTERM.
     """
-    outdir = source.outdir.absolute()
+    outdir, search = source.outdir.absolute(), studies.absolute(search)
     with mirrored(outdir, place(outdir, scale.storage), marker.NAME, "/checkpoints/") as copy:
         return _run(source, space, prepare.shared(config, scale), search, scale, say, copy)
 
@@ -82,7 +82,10 @@ def _run(
     source: Source, space: str, config: Config, search: TuneConfig, scale: Scale, say: Say, copy: Mirror
 ) -> dict[str, Any]:
     draw = spaces.load(space, config)
-    points = spaces.points(search.points)
+    points, parameters = spaces.points(search.points), spaces.parameters(draw)
+    spaces.require_points(search.points, points, draw, config)
+    if marker.read(source.outdir) is None:
+        studies.require_earlier(search, config, parameters)
     data, parts, _ = pipeline.read(source, config, say)
     if search.retrain_best and not (parts.rows["fold"] == "test").any():
         remedy = "Choose --folds, --test-share or --test-file, or leave it out."
@@ -92,11 +95,14 @@ def _run(
     if search.scheduler == "pbt":
         populations.check(draw, config, populations.shape(search, config), len(points) + search.default_first)
     wanted = _wanted(search, config)
-    identity = plain.digest(pipeline.what_counts(config), text, _what_counts(search), parts.digest, sorted(files))
+    identity = plain.digest(
+        pipeline.what_counts(config), text, _what_counts(search, points), parts.digest, sorted(files)
+    )
     outdir = source.outdir
     marker.take(source, space, config, search, scale, identity)
     copy.push((marker.NAME,))
     study = studies.open_study(search.study_storage or str(outdir / studies.JOURNAL), search, config)
+    studies.require_same(study.get_trials(deepcopy=False), parameters, f"the study {search.study_name} in its storage")
     with cluster.connect(scale.address):
         nodes.require_seen({"--outdir": copy.copy or outdir})
         at_once, own_scale = resources(search, scale)
@@ -118,13 +124,13 @@ def _run(
     return facts
 
 
-def _what_counts(search: TuneConfig) -> dict[str, Any]:
+def _what_counts(search: TuneConfig, points: list[dict[str, Any]]) -> dict[str, Any]:
     """Settings that decide which search it is; more trials, or a retraining in the end, are no other search."""
     settings = plain.to_dict(search)
     for name in ("num_trials", "trials_at_once", "retrain_best"):
         if name != "num_trials" or search.scheduler != "pbt":  # It decides how large a population is.
             settings.pop(name)
-    return settings
+    return {**settings, "points": points} if points else settings
 
 
 def _wanted(search: TuneConfig, config: Config) -> int:
@@ -222,7 +228,7 @@ class _RowsBySize:
 
 @dataclass(frozen=True, slots=True)
 class _Begin:
-    """Draws a trial's settings and writes them down."""
+    """Draws a trial's settings and writes them down; reads them where a driver that was lost has written them."""
 
     draw: Space
     config: Config
@@ -235,21 +241,26 @@ class _Begin:
 
     def __call__(self, trial: optuna.Trial) -> Job:
         """What the trial's process is to do."""
-        config = spaces.apply(self.config, self.draw(trial))
+        file = results.trial_folder(self.copy.folder, trial.number) / SETTINGS
+        config = plain.load_toml(file) if file.exists() else self._new(trial, file)
+        return self.job(trial, config)
+
+    def _new(self, trial: optuna.Trial, file: Path) -> Config:
+        """Written down before anything that takes its time: from then on it is gone on with, and not drawn anew."""
+        config = spaces.apply(self.config, spaces.values(self.draw, trial))
         if self.population is not None:
             parent = self._parent(trial)
             own = plain.load_toml(self.copy.folder / parent / SETTINGS) if parent else None
             config = self.population.settings(trial, config, own)
         trial.set_user_attr("gflops", results.gflops(config))
-        job = self.job(trial, config)
-        job.folder.mkdir(parents=True, exist_ok=True)
-        partial = job.folder / f"{SETTINGS}.partial"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial = file.with_name(f"{SETTINGS}.partial")
         partial.write_text(plain.to_toml(config), encoding="utf-8")
-        partial.replace(job.folder / SETTINGS)
+        partial.replace(file)
         # The study first: a folder of a trial that it does not know would be taken for another one's.
-        written = job.folder.relative_to(self.copy.folder).joinpath(SETTINGS).as_posix()
+        written = file.relative_to(self.copy.folder).as_posix()
         self.copy.push([name for name in (studies.JOURNAL, written) if (self.copy.folder / name).exists()])
-        return job
+        return config
 
     def _parent(self, trial: optuna.Trial | FrozenTrial) -> Path | None:
         """The folder of the trial that this one goes on from, below the search's."""
@@ -301,10 +312,9 @@ def _search(
     say: Say,
 ) -> None:
     """Run the trials that are left, those that were interrupted first."""
-    outdir, begun = copy.folder, list[tuple[FrozenTrial, Job]]()
-    for frozen in studies.interrupted(study, lambda number: (results.trial_folder(outdir, number) / SETTINGS).exists()):
-        own = plain.load_toml(results.trial_folder(outdir, frozen.number) / SETTINGS)
-        begun.append((frozen, begin.job(frozen, own)))
+    outdir = copy.folder
+    begun = studies.interrupted(study, lambda number: (results.trial_folder(outdir, number) / SETTINGS).exists())
+    for frozen in begun:
         say(f"search: going on with trial {frozen.number}")
     if not left and not begun:
         return

@@ -105,6 +105,39 @@ class TestToml:
             space.load(str(tmp_path / "none.toml"), Config())
 
 
+ALIKE = [
+    ("split.val_share", 0.2),
+    ("split.fold", 1),
+    ("data.quarantine", "bad.csv"),
+    ("ingest.cache", "elsewhere"),
+    ("ingest.limit_seconds", 60.0),
+    ("train.train_on", "train_and_val"),
+    ("train.monitor", "loss"),
+    ("train.monitor_level", "patient"),
+    ("train.keep", 2),
+    ("collapse.collapse_after", 1),
+    ("evaluate.average", "views"),
+    ("classes", "binary"),
+    ("seed", 3),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), ALIKE)
+class TestWhatIsAlikeForAllTrials:
+    """Trials would not take it from what is drawn for them, or could not be compared."""
+
+    def test_a_toml_space_cannot_draw_it(self, name: str, value: object, tmp_path: Path) -> None:
+        section, _, last = name.rpartition(".")
+        text = f"[{section}]\n{last} = [{value!r}]\n" if section else f"{last} = [{value!r}]\n"
+        with pytest.raises(ConfigError, match=f"{name}: expected settings of a trial's own: those of decode,"):
+            space.load(written(tmp_path, text), Config())
+
+    def test_a_python_space_can_neither_draw_nor_set_it(self, name: str, value: object, tmp_path: Path) -> None:
+        for line in (f"trial.suggest_categorical({name!r}, [{value!r}])", f"return {{{name!r}: {value!r}}}"):
+            with pytest.raises(ConfigError, match=f"{name}: expected settings of a trial's own"):
+                space.load(written(tmp_path, f"def space(trial):\n    {line}\n", "my.py"), Config())
+
+
 class TestPython:
     def test_a_function_draws_by_dotted_names_and_sets_what_it_returns(self, tmp_path: Path) -> None:
         code = """
@@ -154,6 +187,71 @@ def test_a_base_that_the_space_lacks_is_told(tmp_path: Path) -> None:
     known, missing = space.defaults(found, base)
     assert set(missing) == {"decode.height, decode.width"}
     assert known["optim.lr"] == 1e-3
+
+
+def checked(folder: Path, points: str, text: str = CONDITIONAL) -> list[Values]:
+    """Points, held against a space."""
+    file, found = Path(written(folder, points, "points.toml")), space.load(written(folder, text), Config())
+    known = space.points(file)
+    space.require_points(file, known, found, Config())
+    return known
+
+
+class TestPointsMeetTheSpace:
+    def test_a_point_that_the_space_draws_is_what_a_trial_gets(self, tmp_path: Path) -> None:
+        text = """
+[[point]]
+"decode.height, width" = [128, 104]
+sample = {sampler = "balanced", alpha = 0.5}
+[[point]]
+decode = {"height, width" = [96, 80]}
+"model.auxiliary" = ["view"]
+"optim.lr" = 0.01
+"""
+        known = checked(tmp_path, text)
+        found = space.load(written(tmp_path, CONDITIONAL), Config())
+        study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
+        for point in known:
+            study.enqueue_trial(point)
+        first, second = (found(study.ask()) for _ in known)
+        assert (first["decode.height"], first["decode.width"], first["sample.alpha"]) == (128, 104, 0.5)
+        assert (second["decode.width"], second["model.auxiliary"], second["optim.lr"]) == (80, ["view"], 0.01)
+
+    @pytest.mark.parametrize(
+        ("point", "said"),
+        [
+            ('"optim.learning_rate" = 1e-3', "optim.learning_rate: expected parameters of the space: .*optim.lr"),
+            ('"optim.ema" = 0.9', "optim.ema: expected parameters of the space"),
+            ('"sample.sampler" = "sqrt"', "sample.sampler: expected one of 'natural', .*, found 'sqrt'"),
+            ('"optim.lr" = 0.5', "optim.lr: expected 0.0001 to 0.01, log, found 0.5"),
+            ('"optim.lr" = "fast"', "optim.lr: expected 0.0001 to 0.01, log, found 'fast'"),
+            ('"sample.batch_size" = 9', "batch_size: expected whole numbers 8 to 32 in steps of 8, found 9"),
+            ('"sample.alpha" = 0.5', r"sample.alpha: expected a parameter .* in \d+ of 50 trials"),
+            ('sample = {sampler = "natural", alpha = 0.5}', "sample.alpha: .* in 0 of 50 trials"),
+            ('"decode.height" = 96', "decode.height: .* of the space: decode.height, decode.width"),
+            ('"decode.height, width" = [96, 81]', "decode.height, decode.width: expected one of"),
+        ],
+    )
+    def test_what_the_space_would_not_draw_is_an_error_of_file_point_and_key(
+        self, point: str, said: str, tmp_path: Path
+    ) -> None:
+        with pytest.raises(ConfigError, match=said) as caught:
+            checked(tmp_path, f'[[point]]\n"optim.optimizer" = "sgd"\n[[point]]\n{point}\n')
+        assert caught.value.where.startswith(f"--points {tmp_path / 'points.toml'}: point 2: ")
+
+    def test_a_single_choice_is_no_other(self, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match=r"optim.lr: expected one of 0.001, found 0.002"):
+            checked(tmp_path, '[[point]]\n"optim.lr" = 0.002\n', "[optim]\nlr = [0.001]\n")
+
+
+def test_choices_that_change_from_trial_to_trial_are_an_error_before_anything_is_run(tmp_path: Path) -> None:
+    code = """
+def space(trial):
+    high = trial.suggest_categorical("decode.height", [96, 128])
+    trial.suggest_categorical("decode.width", [80] if high == 96 else [80, 104])
+"""
+    with pytest.raises(ConfigError, match="same choices in every trial"):
+        space.load(written(tmp_path, code, "my.py"), Config())
 
 
 def test_points_are_settings_by_dotted_name(tmp_path: Path) -> None:

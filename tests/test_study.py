@@ -5,6 +5,7 @@ from typing import Any
 
 import optuna
 import pytest
+from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState
 
 from mammoray import study as studies
@@ -82,6 +83,32 @@ def test_trials_of_an_earlier_study_are_known_and_are_not_this_studys(tmp_path: 
         studies.adopt(opened(tmp_path / "several", several), str(tmp_path / "old"))
 
 
+@pytest.mark.parametrize(
+    ("parameters", "said"),
+    [
+        ({"net": CategoricalDistribution(["b", "c"])}, "net: expected one of 'b', 'c', as now, found one of 'a', 'b'"),
+        ({"lr": CategoricalDistribution([1e-3])}, "lr: expected one of 0.001, as now, found 0.0001 to 0.01, log"),
+        ({"lr": FloatDistribution(1e-4, 1e-2)}, "lr: expected 0.0001 to 0.01, as now, found 0.0001 to 0.01, log"),
+    ],
+)
+def test_an_earlier_study_with_other_choices_is_refused_with_both(
+    parameters: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    run(tmp_path / "old", TuneConfig(search="random"), 2)
+    config = TuneConfig(warm_start=(str(tmp_path / "old"),))
+    with pytest.raises(StudyError, match=said) as caught:
+        studies.require_earlier(config, BASE, parameters)
+    assert caught.value.where.startswith(f"--warm-start {tmp_path / 'old'}: ")
+
+
+def test_an_earlier_study_with_wider_ranges_or_other_parameters_is_welcome(tmp_path: Path) -> None:
+    run(tmp_path / "old", TuneConfig(search="random"), 2)
+    config = TuneConfig(warm_start=(str(tmp_path / "old"),))
+    studies.require_earlier(
+        config, BASE, {"lr": FloatDistribution(1e-3, 1e-2, log=True), "new": FloatDistribution(0, 1)}
+    )
+
+
 def test_what_was_interrupted_is_gone_on_with_and_what_never_began_is_closed(tmp_path: Path) -> None:
     config = TuneConfig()
     study = opened(tmp_path / "s", config)
@@ -98,6 +125,47 @@ def test_what_was_interrupted_is_gone_on_with_and_what_never_began_is_closed(tmp
     again.report(0.25, 1)
     later.tell(again, 0.75)
     assert later.get_trials()[2].value == 0.75
+
+
+def test_the_default_and_a_point_that_never_began_come_again_and_the_reason_is_kept(tmp_path: Path) -> None:
+    config = TuneConfig(search="random")
+    points = [{"lr": 5e-3, "net": "b"}, {"lr": 6e-3, "net": "b"}]
+    studies.enqueue(opened(tmp_path / "s", config), points, {"lr": 3e-4, "net": "a"})
+    for lost in range(2):  # The default, and then the first point, by drivers that are killed at once.
+        study = opened(tmp_path / "s", config)
+        studies.ask(study, config, 0)
+        assert studies.interrupted(opened(tmp_path / "s", config), lambda number: False) == []
+        trial = opened(tmp_path / "s", config).get_trials()[lost]
+        assert (trial.state, trial.user_attrs["reason"]) == (TrialState.FAIL, "the driver was lost before it began")
+    study = opened(tmp_path / "s", config)
+    assert studies.finished(study) == [], "they are no trials of those that were asked for"
+    trials = [studies.ask(study, config, 0) for _ in range(3)]
+    assert [draw(trial)["lr"] for trial in trials] == [6e-3, 3e-4, 5e-3], "each once more"
+    assert [studies.is_default(trial) for trial in trials] == [False, True, False]
+    assert studies.default_number(study) == trials[1].number
+    assert "instead_of" not in draw(studies.ask(study, config, 0)) and len(study.get_trials()) == 6
+
+
+def test_a_driver_that_is_lost_while_it_closes_a_trial_puts_its_point_down_once(tmp_path: Path) -> None:
+    config = TuneConfig()
+    study = opened(tmp_path / "s", config)
+    studies.enqueue(study, [], {"lr": 3e-4, "net": "a"})
+    studies._put_down_again(study, study.get_trials()[studies.ask(study, config, 0).number])
+    studies.interrupted(opened(tmp_path / "s", config), lambda number: False)
+    assert [t.state for t in opened(tmp_path / "s", config).get_trials()] == [TrialState.FAIL, TrialState.WAITING]
+
+
+def test_places_are_whole_when_a_search_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    warm = ("old/study.journal#mine", "sqlite:///old.db", "postgresql://host/db")
+    given = TuneConfig(points=Path("known.toml"), warm_start=warm, study_storage="sqlite+pysqlite:///new.db")
+    whole = studies.absolute(given)
+    monkeypatch.chdir("/")
+    assert whole.points == tmp_path / "known.toml"
+    assert whole.warm_start == (f"{tmp_path}/old/study.journal#mine", f"sqlite:///{tmp_path}/old.db", warm[2])
+    assert whole.study_storage == f"sqlite+pysqlite:///{tmp_path}/new.db"
+    assert studies.absolute(whole) == whole
+    assert studies.absolute(TuneConfig()) == TuneConfig()
 
 
 class TestPruners:

@@ -10,7 +10,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import optuna
 import pandas as pd
@@ -18,12 +18,15 @@ import psutil
 import pytest
 
 from mammoray import plain, results, train, tune
+from mammoray import space as spaces
 from mammoray import study as studies
-from mammoray.config import Config, Scale, TuneConfig
+from mammoray.config import Config, DecodeConfig, Scale, TuneConfig
 from mammoray.controller import read_history
-from mammoray.errors import ClusterError, ConfigError, RunFolderError
+from mammoray.errors import ClusterError, ConfigError, IngestError, RunFolderError
+from mammoray.mirror import Mirror
 from mammoray.pipeline import Source, read_metrics
 from mammoray.plain import replace
+from mammoray.searching import Trials
 from mammoray.synth import SynthSummary
 from tests.conftest import SMALL, Prepared
 
@@ -243,6 +246,72 @@ def test_a_space_that_cannot_be_is_said_before_anything_is_made(rsna: SynthSumma
     with pytest.raises(ConfigError, match="learning_rate"):
         search(rsna, tmp_path, SMALL, TuneConfig(), "[optim]\nlearning_rate = [1e-3]\n")
     assert not (tmp_path / "search").exists()
+
+
+class Killed(BaseException):
+    """Nothing can catch it, as a kill."""
+
+
+class Rows:
+    """Decodes nothing, and is killed or fails meanwhile, if it is to."""
+
+    def __init__(self, error: BaseException | None = None) -> None:
+        self.error = error
+
+    def rows(self, decode: DecodeConfig) -> Path:
+        if self.error is not None:
+            raise self.error
+        return Path("rows.parquet")
+
+
+class Driver:
+    """A driver of a search whose trials are drawn and begun, and not trained."""
+
+    def __init__(self, folder: Path, error: BaseException | None = None) -> None:
+        settings, copy = TuneConfig(search="random", scheduler="none"), Mirror(folder, None)
+        file = folder / "space.toml"
+        file.write_text("[optim]\nlr = {low = 1e-4, high = 1e-2, log = true}\n", encoding="utf-8")
+        draw, rows = spaces.load(str(file), SMALL), cast(Any, Rows(error))
+        self.study, self.said = studies.open_study(str(folder / studies.JOURNAL), settings, SMALL), list[str]()
+        left = tune._prepare_study(self.study, draw, [{"optim.lr": 5e-3}], settings, SMALL, self.said.append)
+        written = [folder / "trials" / f"{number:04d}" / "config.toml" for number in range(9)]
+        begun = studies.interrupted(self.study, lambda number: written[number].exists())
+        begin = tune._Begin(draw, SMALL, copy, "", settings, Scale(), rows, None)
+        self.trials = Trials(self.study, settings, SMALL, begin, begun, left - len(begun), self.said.append)
+
+    def rates(self, count: int) -> list[float]:
+        """Learning rates of the next trials, as their processes find them."""
+        jobs = [self.trials.next() for _ in range(count)]
+        return [plain.load_toml(job.folder / "config.toml").optim.lr for job in jobs if job is not None]
+
+
+class TestADriverThatIsLostWhileItDecodes:
+    """Hours may lie between the draw of a trial, the default first, and its beginning."""
+
+    def test_goes_on_with_the_default_and_then_the_points(self, tmp_path: Path) -> None:
+        with pytest.raises(Killed):
+            Driver(tmp_path, Killed()).trials.next()
+        again = Driver(tmp_path)
+        assert again.rates(2) == [SMALL.optim.lr, 5e-3]
+        assert [t.state.name for t in again.study.get_trials()] == ["RUNNING", "RUNNING"]
+        assert studies.default_number(again.study) == 0
+
+    def test_and_cannot_decode_afterwards_has_a_failed_trial_and_not_a_search_that_never_starts_again(
+        self, tmp_path: Path
+    ) -> None:
+        with pytest.raises(Killed):
+            Driver(tmp_path, Killed()).trials.next()
+        broken = Driver(tmp_path, IngestError("the files", "most of them", "none", "Look at them."))
+        assert broken.trials.next() is None
+        assert all("most of them" in t.user_attrs["reason"] for t in broken.study.get_trials())
+        assert len(broken.study.get_trials()) == 20
+
+
+def test_the_same_points_are_the_same_search_wherever_their_file_is() -> None:
+    one, other = (TuneConfig(points=Path(name)) for name in ("a.toml", "b.toml"))
+    point = {"optim.lr": 1e-3}
+    assert tune._what_counts(one, [point]) == tune._what_counts(other, [point])
+    assert tune._what_counts(one, [point]) != tune._what_counts(one, [{"optim.lr": 2e-3}])
 
 
 # Real kills -----------------------------------------------------------------------------------------------------------
