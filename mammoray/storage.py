@@ -82,10 +82,8 @@ def join(folder: str, name: str) -> str:
 
     Examples
     --------
-    >>> join("s3://bucket/set", "breast #1?.dcm")
-    's3://bucket/set/breast%20%231%3F.dcm'
-    >>> join("/data", "1/2.dcm"), join("s3://bucket/set?region=eu-west-1", "1/2.dcm")
-    ('/data/1/2.dcm', 's3://bucket/set/1/2.dcm?region=eu-west-1')
+    >>> join("/data", "1/2.dcm"), join("s3://bucket/set?region=eu-west-1", "1/breast #2.dcm")
+    ('/data/1/2.dcm', 's3://bucket/set/1/breast%20%232.dcm?region=eu-west-1')
     """
     if not is_uri(folder):
         return f"{folder.rstrip('/')}/{name}"
@@ -301,12 +299,7 @@ def upload(file: Path, path: str) -> None:
 
 
 def download(path: str, file: Path) -> None:
-    """Copy a file at a path or URI to this machine, in one step as :func:`upload` does.
-
-    Raises
-    ------
-    OSError
-    """
+    """Copy a file at a path or URI to this machine, in one step as :func:`upload` does, and with its errors."""
     local = local_path(path)
     if local is not None:
         _copy(Path(local), file)
