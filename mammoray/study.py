@@ -60,7 +60,8 @@ def open_study(place: str, config: TuneConfig, base: Config, search: str) -> opt
             study_name=config.study_name, storage=storage(place), directions=directions, load_if_exists=True
         )
         _require_own(study, place, search)
-        study.set_user_attr(_SEARCH, search)
+        if _SEARCH not in study.user_attrs:
+            study.set_user_attr(_SEARCH, search)
     except StudyError:
         raise
     except Exception as error:  # Every database has its own.
