@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +39,27 @@ def read(outdir: Path) -> dict[str, Any] | None:
     return content
 
 
-def take(source: Source, space: str, config: Config, search: TuneConfig, scale: Scale, identity: str) -> None:
+def search(outdir: Path) -> str:
+    """Which search it is, of all that may share a database: of those with the same identity, each folder is one.
+
+    Raises
+    ------
+    RunFolderError
+        As of :func:`read`.
+    """
+    held = read(outdir) or {}
+    return str(held.get("search") or uuid.uuid4().hex)
+
+
+def take(
+    source: Source, space: str, config: Config, search: TuneConfig, scale: Scale, identity: str, name: str
+) -> None:
     """Write down what a search is begun with; where the folder is this search's already, its trials stay.
+
+    Parameters
+    ----------
+    name : str
+        Of :func:`search`.
 
     Raises
     ------
@@ -59,6 +79,7 @@ def take(source: Source, space: str, config: Config, search: TuneConfig, scale: 
         begun = {
             "version": __version__,
             "identity": identity,
+            "search": name,
             "csv": None if source.csv is None else str(source.csv),
             "dicom_root": str(source.dicom_root),
             "space": Path(spaces.copy(space, outdir)).name,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from mammoray import learner, pipeline, plain, prepare, records, studypage
 from mammoray import study as studies
 from mammoray.config import Config, Scale, TuneConfig
 from mammoray.controller import read_history
+from mammoray.errors import MammorayError
 from mammoray.mirror import Mirror
 from mammoray.pipeline import Say, Source
 from mammoray.population import PARENT
@@ -24,6 +26,8 @@ from mammoray.trial import SETTINGS
 _STATES = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
 TRIALS = "trials"
 """Folder of the trials in that of a search."""
+BEST = "best"
+"""Folder of the best settings' model, trained again."""
 _FACTS = ("epoch", "epochs", "seconds", "epoch_seconds", "start_seconds", "images_per_second", "gflops")
 
 
@@ -128,32 +132,83 @@ def write(copy: Mirror, study: optuna.Study, search: TuneConfig, config: Config,
     (outdir / "study.html").write_text(studypage.render(study, trials, known), encoding="utf-8", newline="\n")
 
 
-def retrain(source: Source, number: int, base: Config, scale: Scale, say: Say) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class _Again:
+    """What a trial's settings are trained again with, and what they came to in the search."""
+
+    config: Config
+    epoch: int
+    histories: list[records.History]
+    best: list[int]
+
+
+def _again(outdir: Path, number: int, base: Config) -> _Again:
+    own = trial_folder(outdir, number)
+    config = plain.load_toml(own / SETTINGS)
+    histories = [read_history(folder) for folder in (own, *sorted(own.glob("fold-*"))) if read_history(folder)]
+    best = [records.best_epoch(history, config.train) for history in histories]
+    epoch = max(1, round(float(np.mean(best))))
+    final = plain.replace(
+        config,
+        train=plain.replace(config.train, train_on="train_and_val", stop_epoch=epoch, patience=0),
+        ingest=plain.replace(config.ingest, cache=prepare.cache_path(outdir, base)),
+    )
+    return _Again(final, epoch, histories, best)
+
+
+def _holds(folder: Path, config: Config) -> bool:
+    """Whether a folder's run is that of these settings; the search's own split and files are those of both."""
+    try:
+        return pipeline.what_counts(plain.load_toml(folder / SETTINGS)) == pipeline.what_counts(config)
+    except (MammorayError, OSError):  # Nothing was trained there yet, or what was cannot be told.
+        return False
+
+
+def retrain(source: Source, number: int, base: Config, scale: Scale, say: Say, copy: Mirror) -> dict[str, Any]:
     """Train with a trial's settings on training and validation patients, and judge the model on the test patients.
+
+    What another best trial has left is replaced.
+
+    Parameters
+    ----------
+    copy : Mirror
+        Of the search's folder.
+
+    Returns
+    -------
+    dict
+        As of :func:`retrained`.
+    """
+    again, part = _again(source.outdir, number, base), source.outdir / BEST
+    if part.exists() and not _holds(part, again.config):
+        say(f"best: {BEST}/ has the model of other settings, which were the best before; it is replaced")
+        copy.remove(BEST)
+    say(f"best: trial {number}, trained again on training and validation patients for {again.epoch} epochs")
+    own = Source(csv=source.csv, dicom_root=source.dicom_root, outdir=part)
+    return _judged(again, pipeline.run(own, again.config, scale, say))
+
+
+def retrained(outdir: Path, number: int | None, base: Config) -> dict[str, Any] | None:
+    """What an earlier command has found of this trial on the test patients, or None.
 
     Returns
     -------
     dict
         ``validation`` (of the trial), ``test``, ``low``, ``high``, ``n``, ``metric``, ``folder``.
     """
-    own = trial_folder(source.outdir, number)
-    config = plain.load_toml(own / SETTINGS)
-    histories = [read_history(folder) for folder in (own, *sorted(own.glob("fold-*"))) if read_history(folder)]
-    best = [records.best_epoch(history, config.train) for history in histories]
-    epoch = max(1, round(float(np.mean(best))))
-    say(f"best: trial {number}, trained again on training and validation patients for {epoch} epochs")
-    final = plain.replace(
-        config,
-        train=plain.replace(config.train, train_on="train_and_val", stop_epoch=epoch, patience=0),
-        ingest=plain.replace(config.ingest, cache=prepare.cache_path(source.outdir, base)),
-    )
-    part = Source(csv=source.csv, dicom_root=source.dicom_root, outdir=source.outdir / "best")
-    metrics = pipeline.run(part, final, scale, say)
-    level = config.train.monitor_level
+    if number is None or not (outdir / BEST / "metrics.json").exists():
+        return None
+    again = _again(outdir, number, base)
+    return _judged(again, pipeline.read_metrics(outdir / BEST)) if _holds(outdir / BEST, again.config) else None
+
+
+def _judged(again: _Again, metrics: dict[str, Any]) -> dict[str, Any]:
+    train = again.config.train
+    level = train.monitor_level
     judged = metrics["folds"]["test"][level]
-    name = config.train.monitor if config.train.monitor in judged else "kappa"
+    name = train.monitor if train.monitor in judged else "kappa"
     prefix = "val_patient_" if level == "patient" else "val_"
-    values = [history[e][prefix + name] for history, e in zip(histories, best, strict=True)]
+    values = [history[e][prefix + name] for history, e in zip(again.histories, again.best, strict=True)]
     return {
         "metric": f"{name.replace('_', ' ')} per {level}",
         "validation": float(np.mean(values)),
@@ -161,7 +216,7 @@ def retrain(source: Source, number: int, base: Config, scale: Scale, say: Say) -
         "low": judged[name]["low"],
         "high": judged[name]["high"],
         "n": judged["n"],
-        "folder": part.outdir.name,
+        "folder": BEST,
     }
 
 

@@ -12,6 +12,7 @@ import ray
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from mammoray.config import Scale
+from mammoray.errors import ClusterError
 
 # Ray counts the workers of an elastic group by whole-number division: these shares have no rounding error in binary,
 # nor in Ray's own ten-thousandths.
@@ -82,6 +83,49 @@ def largest(cluster: list[Node], workers: int) -> float | None:
     """
     most = int(max((node.cpus for node in cluster), default=0))
     return next((float(n) for n in range(most, 0, -1) if room(cluster, n) >= workers), None)
+
+
+def side_by_side(cluster: list[Node], scale: Scale, asked: int, most: int | None) -> tuple[int, float]:
+    """How many trainings run side by side, and the CPUs of each worker.
+
+    Elastic ones are content with room for the least of each; but no more of them are begun unasked than have room for
+    all their workers.
+
+    Parameters
+    ----------
+    asked : int
+        So many side by side; 0 for as many as have room.
+    most : int or None
+        The most of those, where cores are shared.
+
+    Raises
+    ------
+    ClusterError
+        There is no room for one, or for as many as asked for.
+
+    Examples
+    --------
+    >>> side_by_side([Node(8, places(2, 0.5))], Scale(num_workers=1), 0, None)
+    (4, 2.0)
+    >>> side_by_side([Node(2, math.inf)], Scale(num_workers=4, min_workers=1, cpus_per_worker=1.0), 0, None)
+    (1, 1.0)
+    """
+    least = scale.min_workers or scale.num_workers
+    have = room(cluster, share(cluster, scale) or 1.0)
+    fit = max(1, int(have // scale.num_workers))
+    at_once = asked or (fit if most is None else min(most, fit))
+    every = at_once * scale.num_workers
+    together = Scale(num_workers=every, min_workers=at_once * least, cpus_per_worker=scale.cpus_per_worker)
+    own = share(cluster, together)
+    if own is None:
+        raise ClusterError(
+            "the Ray cluster",
+            f"room for {at_once} trials of {least} workers at once (--trials-at-once)",
+            f"room for {have // least:g}",
+            "Use fewer --trials-at-once, --num-workers or --cpus-per-worker.",
+        )
+    whole = None if scale.cpus_per_worker else largest(cluster, every)
+    return at_once, whole or own
 
 
 @contextlib.contextmanager

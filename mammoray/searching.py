@@ -185,8 +185,12 @@ class StudyScheduler(FIFOScheduler):  # type: ignore[misc]
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: Message) -> str:
         """Go on or stop."""
-        goes_on = self.trials.hear(trial.config["job"].number, result)
-        return str(self.CONTINUE if goes_on else self.STOP)
+        if self.trials.hear(trial.config["job"].number, result):
+            return str(self.CONTINUE)
+        # Ray Tune keeps the process for another trial (reuse_actors), and tells it of nothing until that one has been
+        # drawn, and has its images: the training would go on until then, and hold the CPUs that these wait for.
+        trial.temporary_state.ray_actor.halt.remote()
+        return str(self.STOP)
 
 
 class LostTrials(Callback):  # type: ignore[misc]

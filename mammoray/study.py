@@ -30,6 +30,7 @@ _DEFAULT = "default"  # User attribute of the trial that is the settings of the 
 _ELSEWHERE = "from"  # User attribute of a trial of another study.
 _NEVER = "never_began"  # User attribute of a trial that was drawn, and whose driver was then lost.
 _INSTEAD = "instead_of"  # User attribute of the trial that takes its place: its number.
+_SEARCH = "search"  # User attribute of the study: whose it is.
 _SAMPLERS: dict[str, Callable[[int], optuna.samplers.BaseSampler]] = {
     "tpe": lambda seed: optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True),
     "random": lambda seed: optuna.samplers.RandomSampler(seed=seed),
@@ -43,8 +44,8 @@ _SAMPLERS: dict[str, Callable[[int], optuna.samplers.BaseSampler]] = {
 }
 
 
-def open_study(place: str, config: TuneConfig, base: Config) -> optuna.Study:
-    """The study in a storage; a new one where there is none.
+def open_study(place: str, config: TuneConfig, base: Config, search: str) -> optuna.Study:
+    """The study in a storage; a new one, which is this search's from now on, where there is none.
 
     Parameters
     ----------
@@ -52,17 +53,24 @@ def open_study(place: str, config: TuneConfig, base: Config) -> optuna.Study:
         A journal file, or the URL of a database.
     config, base
         Settings of the search and of what it does not draw.
+    search : str
+        Which search it is, of all that may share the storage; as of :func:`mammoray.marker.search`.
 
     Raises
     ------
     StudyError
-        The storage cannot be opened, or holds another kind of study.
+        The storage cannot be opened, or holds another kind of study, or that of another search.
     """
     directions = [direction for _, direction in objectives(config, base)]
     try:
         study = optuna.create_study(
             study_name=config.study_name, storage=storage(place), directions=directions, load_if_exists=True
         )
+        _require_own(study, place, search)
+        if _SEARCH not in study.user_attrs:
+            study.set_user_attr(_SEARCH, search)
+    except StudyError:
+        raise
     except Exception as error:  # Every database has its own.
         raise StudyError(_shown(place), "a storage that Optuna can open", _kind(error), "Check it.") from error
     if [d.name.lower() for d in study.directions] != directions:
@@ -96,6 +104,31 @@ def _whole(place: str) -> str:
     if found:
         return found[1] + str(Path(found[2]).absolute())
     return place if "://" in place else str(Path(place).absolute())
+
+
+def require_own(place: str, config: TuneConfig, search: str) -> None:
+    """Refuse the study of another search, before anything is written.
+
+    Raises
+    ------
+    StudyError
+        As of :func:`open_study`.
+    """
+    try:
+        study = optuna.load_study(study_name=config.study_name, storage=storage(place))
+    except KeyError:  # There is none of this name.
+        return
+    except Exception as error:
+        raise StudyError(_shown(place), "a storage that Optuna can open", _kind(error), "Check it.") from error
+    _require_own(study, place, search)
+
+
+def _require_own(study: optuna.Study, place: str, search: str) -> None:
+    """Two searches in one study would end each other's trials."""
+    if (held := study.user_attrs.get(_SEARCH, search)) != search:
+        remedy = "Choose another --study-name, or go on in the folder of that search."
+        where = f"the study {study.study_name} in {_shown(place)}"
+        raise StudyError(where, f"a new study, or that of this search ({search})", f"another's ({held})", remedy)
 
 
 def storage(place: str) -> optuna.storages.BaseStorage:

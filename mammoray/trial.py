@@ -122,7 +122,7 @@ def work(job: Job, tell: Tell, stop: threading.Event) -> None:
         waited: list[float] = []
 
         def log(record: records.Record) -> None:
-            waited.append(time.monotonic() - began - record["val_seconds"])
+            waited.append(_waited(time.monotonic() - began, record))
             known = standing.histories[-1]  # A resumed training may do the last of them again.
             standing.histories[-1] = [*(one for one in known if one["epoch"] < record["epoch"]), record]
             if record["epoch"] and job.folds == 1:
@@ -149,6 +149,18 @@ def work(job: Job, tell: Tell, stop: threading.Event) -> None:
             if job.folds > 1:
                 tell({**standing.message(job.folds), "start_seconds": waited[0] if waited else None})
     tell({**standing.message(job.folds), "start_seconds": waited[0] if waited else None, "finished": True})
+
+
+def _waited(elapsed: float, first: records.Record) -> float:
+    """Seconds until the first batch, of those until the first record; in a training that goes on, that of an epoch.
+
+    Examples
+    --------
+    >>> _waited(9.0, {"seconds": 0.0, "val_seconds": 1.0}), _waited(9.0, {"seconds": 5.0, "val_seconds": 1.0})
+    (8.0, 3.0)
+    """
+    # A training that went on within an epoch counts in that epoch's seconds those before, too.
+    return max(0.0, elapsed - float(first["seconds"] + first["val_seconds"]))
 
 
 def _say(line: str) -> None:
@@ -227,7 +239,11 @@ class Trial(tune.Trainable):  # type: ignore[misc]
         message = self.messages.get()
         return {**message, "done": bool(message.keys() & {"failed", "finished"})}
 
+    def halt(self) -> None:
+        """Tell the training to stop, and wait for nothing; :meth:`cleanup` does."""
+        self.stop_asked.set()
+
     def cleanup(self) -> None:
         """Stop the training, and wait until its workers have gone; nobody hears its last message."""
-        self.stop_asked.set()
+        self.halt()
         self.thread.join()

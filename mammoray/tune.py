@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+import ray
 from optuna.trial import FrozenTrial
 from ray import tune
 
@@ -35,7 +36,7 @@ from mammoray import space as spaces
 from mammoray import study as studies
 from mammoray.config import Config, DecodeConfig, Scale, SplitConfig, TuneConfig
 from mammoray.draws import Space
-from mammoray.errors import ClusterError, ConfigError, InterruptedRunError
+from mammoray.errors import ConfigError, InterruptedRunError
 from mammoray.mirror import Mirror, mirrored, place
 from mammoray.pipeline import Say, Source
 from mammoray.population import Population
@@ -99,9 +100,12 @@ def _run(
         pipeline.what_counts(config), text, _what_counts(search, points), parts.digest, sorted(files)
     )
     outdir = source.outdir
-    marker.take(source, space, config, search, scale, identity)
+    name = marker.search(outdir)
+    if search.study_storage:
+        studies.require_own(search.study_storage, search, name)
+    marker.take(source, space, config, search, scale, identity, name)
     copy.push((marker.NAME,))
-    study = studies.open_study(search.study_storage or str(outdir / studies.JOURNAL), search, config)
+    study = studies.open_study(search.study_storage or str(outdir / studies.JOURNAL), search, config, name)
     studies.require_same(study.get_trials(deepcopy=False), parameters, f"the study {search.study_name} in its storage")
     with cluster.connect(scale.address):
         nodes.require_seen({"--outdir": copy.copy or outdir})
@@ -117,9 +121,11 @@ def _run(
         finally:  # A search that is interrupted can be looked at, too.
             copy.fetch(results.TRIALS)
             facts = results.facts(study, search, config, parts.digest)
+            facts["test"] = results.retrained(outdir, facts["best"], config)
             results.write(copy, study, search, config, facts)
         if search.retrain_best and facts["best"] is not None:
-            facts["test"] = results.retrain(source, facts["best"], config, plain.replace(scale, storage=copy.copy), say)
+            own = plain.replace(scale, storage=copy.copy)
+            facts["test"] = results.retrain(source, facts["best"], config, own, say, copy)
             results.write(copy, study, search, config, facts)
     return facts
 
@@ -157,33 +163,37 @@ def resources(search: TuneConfig, scale: Scale) -> tuple[int, Scale]:
     """
     use_gpu = bool(train.plan(scale).use_gpu)
     found = rooms.nodes(scale.gpus_per_worker if use_gpu else 0.0)
-    least = rooms.share(found, scale) or 1.0
-    most = int(rooms.room(found, least) // scale.num_workers)
-    if use_gpu or scale.cpus_per_worker:
-        at_once = search.trials_at_once or max(1, most)
-    else:
-        at_once = search.trials_at_once or max(1, min(_AT_ONCE_ON_CPUS, most))
-    workers = at_once * scale.num_workers
-    share = rooms.share(found, Scale(num_workers=workers, cpus_per_worker=scale.cpus_per_worker))
-    if share is None:
-        raise ClusterError(
-            "the Ray cluster",
-            f"room for {at_once} trials of {scale.num_workers} workers at once (--trials-at-once)",
-            f"room for {most}",
-            "Use fewer --trials-at-once, --num-workers or --cpus-per-worker.",
-        )
-    whole = None if scale.cpus_per_worker else rooms.largest(found, workers)
-    return at_once, plain.replace(scale, cpus_per_worker=whole or share, address=None)
+    most = None if use_gpu or scale.cpus_per_worker else _AT_ONCE_ON_CPUS
+    at_once, share = rooms.side_by_side(found, scale, search.trials_at_once, most)
+    return at_once, plain.replace(scale, cpus_per_worker=share, address=None)
 
 
 def _plan(study: optuna.Study, left: int, wanted: int, at_once: int, scale: Scale, search: TuneConfig) -> str:
     done = len([t for t in study.get_trials(deepcopy=False) if t.state.is_finished() and not studies.is_foreign(t)])
-    kind = "GPU" if train.plan(scale).use_gpu else "CPU"
+    have = ray.cluster_resources()
     return (
         f"search: {left} of {wanted} trials to run ({done} are finished), {at_once} at once, each with "
-        f"{scale.num_workers} {kind} worker{'s' if scale.num_workers > 1 else ''} of {scale.cpus_per_worker:g} CPUs; "
-        f"sampler {search.search}, scheduler {search.scheduler}"
+        f"{_each(scale, bool(train.plan(scale).use_gpu))}; the cluster has {have.get('CPU', 0.0):g} CPUs and "
+        f"{have.get('GPU', 0.0):g} GPUs; sampler {search.search}, scheduler {search.scheduler}"
     )
+
+
+def _each(scale: Scale, use_gpu: bool) -> str:
+    """The workers of a trial, in words.
+
+    Examples
+    --------
+    >>> _each(Scale(num_workers=1, cpus_per_worker=4), False)
+    '1 CPU worker of 4 CPUs'
+    >>> _each(Scale(num_workers=1, cpus_per_worker=2, gpus_per_worker=0.5), True)
+    '1 GPU worker of 2 CPUs and 0.5 GPU'
+    >>> _each(Scale(num_workers=3, min_workers=2, cpus_per_worker=1, gpus_per_worker=2), True)
+    '2 to 3 GPU workers of 1 CPUs and 2 GPUs'
+    """
+    many = f"{scale.min_workers} to {scale.num_workers}" if scale.min_workers else str(scale.num_workers)
+    kind = f"{'GPU' if use_gpu else 'CPU'} worker{'s' if scale.num_workers > 1 else ''}"
+    gpus = f" and {scale.gpus_per_worker:g} GPU{'s' if scale.gpus_per_worker > 1 else ''}" if use_gpu else ""
+    return f"{many} {kind} of {scale.cpus_per_worker:g} CPUs{gpus}"
 
 
 # The trials ---------------------------------------------------------------------------------------------------------

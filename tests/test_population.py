@@ -39,7 +39,7 @@ class Run:
 
     def open(self, done: int = 0) -> None:
         """As a new driver."""
-        self.study = studies.open_study(self.place, SEARCH, BASE)
+        self.study = studies.open_study(self.place, SEARCH, BASE, "a")
         own = population.shape(SEARCH, BASE)
         self.population = Population(self.study, own, BASE.seed)
         left = own.trials - done

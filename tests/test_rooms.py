@@ -7,6 +7,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, placement_
 
 from mammoray import rooms
 from mammoray.config import Scale
+from mammoray.errors import ClusterError
 from mammoray.rooms import Node
 
 CLUSTERS = [[4], [2], [1], [1, 1], [2, 2], [2, 2, 2, 2], [1, 2, 3], [16], [16, 16], [0, 2, 2], [3, 3, 3]]
@@ -66,6 +67,43 @@ def test_two_gpus_on_two_nodes_are_no_place_for_a_worker_with_two() -> None:
     nodes = [Node(8, rooms.places(1, 2))] * 2
     assert rooms.share(nodes, Scale(num_workers=1, gpus_per_worker=2)) is None
     assert rooms.share([Node(8, rooms.places(2, 2))], Scale(num_workers=1, gpus_per_worker=2)) == 1
+
+
+@pytest.mark.parametrize("gpus_each", [0, 0.25, 0.5, 1, 2])
+@pytest.mark.parametrize("gpus", [1, 2, 5])
+def test_what_one_training_can_have_a_search_of_such_trainings_can_have(gpus: int, gpus_each: float) -> None:
+    cluster = [Node(2, rooms.places(gpus, gpus_each)), Node(5, rooms.places(1, gpus_each))]
+    for workers in range(1, 9):
+        for least in range(workers + 1):
+            for cpus in (0.0, 1.0, 2.0):
+                scale = Scale(num_workers=workers, min_workers=least, cpus_per_worker=cpus)
+                if rooms.share(cluster, scale) is None:
+                    for asked in (0, 1):
+                        with pytest.raises(ClusterError, match="trials-at-once"):
+                            rooms.side_by_side(cluster, scale, asked, None)
+                    continue
+                assert rooms.side_by_side(cluster, scale, 1, None)[0] == 1
+                at_once, share = rooms.side_by_side(cluster, scale, 0, None)
+                assert rooms.room(cluster, share) >= at_once * (least or workers), (scale, at_once, share)
+                if rooms.room(cluster, 1.0) >= workers:
+                    assert at_once > 1 or rooms.room(cluster, cpus or 1.0) < 2 * workers, "no room is left unused"
+
+
+def test_elastic_trainings_side_by_side_need_room_for_the_least_of_each() -> None:
+    one_gpu, elastic = [Node(8, rooms.places(1, 1))], Scale(num_workers=2, min_workers=1)
+    assert rooms.side_by_side(one_gpu, elastic, 0, None) == (1, 1.0)
+    with pytest.raises(ClusterError, match="found room for 1"):
+        rooms.side_by_side(one_gpu, elastic, 2, None)
+    two_gpus = [Node(8, rooms.places(2, 1))]
+    assert rooms.side_by_side(two_gpus, elastic, 0, None) == (1, 4.0)
+    assert rooms.side_by_side(two_gpus, elastic, 2, None) == (2, 1.0)
+
+
+def test_parts_of_a_gpu_are_a_trial_each() -> None:
+    part = Scale(num_workers=1, gpus_per_worker=0.25)
+    assert rooms.side_by_side([Node(8, rooms.places(2, 0.25))], part, 0, None) == (8, 1.0)
+    with pytest.raises(ClusterError, match="found room for 8"):
+        rooms.side_by_side([Node(8, rooms.places(2, 0.25))], part, 9, None)
 
 
 class Holder:

@@ -1,17 +1,20 @@
 """Between Ray Tune and the study: which trials go on, and how each is told."""
 
+import itertools
+import time
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
 from optuna.trial import TrialState
+from ray import tune
 
 from mammoray import study as studies
 from mammoray.config import Config, Scale, TuneConfig
 from mammoray.errors import ConfigError
-from mammoray.searching import StudySearch, Trials
-from mammoray.trial import Job
+from mammoray.searching import StudyScheduler, StudySearch, Trials
+from mammoray.trial import Job, Trial
 
 BASE = Config()
 
@@ -24,7 +27,7 @@ def job(trial: optuna.Trial) -> Job:
 
 def begun(folder: Path, begin: Any = job, left: int = 4, **settings: Any) -> Trials:
     config = TuneConfig(**{"search": "random", "scheduler": "none", **settings})
-    study = studies.open_study(str(folder / "study.journal"), config, BASE)
+    study = studies.open_study(str(folder / "study.journal"), config, BASE, "a")
     studies.enqueue(study, [], {"lr": 1e-3})
     return Trials(study, config, BASE, begin, [], left, lambda line: None)
 
@@ -126,3 +129,52 @@ def test_several_objectives_are_told_in_their_order(tmp_path: Path) -> None:
     trials.hear(one.number, {**message(0.5, 1), "done": True})
     trials.end(one.number, died=False)
     assert trials.study.get_trials()[0].values == [2.0, 0.5]
+
+
+class Endless(Trial):
+    """Trains no network, but says one collapsed epoch after the other, until it is told to stop."""
+
+    def _work(self, job: Job) -> None:
+        messages, stop = self.messages, self.stop_asked
+        for step in itertools.count(1):
+            messages.put(message(0.5, step, "only class B"))
+            if stop.wait(0.05):
+                break
+        job.folder.touch()
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_trial_that_is_ended_early_stops_before_the_next_one_is_drawn(tmp_path: Path) -> None:
+    """The next one's images may be decoded on the CPUs that it would else still hold."""
+    stopped = list[bool]()
+
+    def begin(trial: optuna.Trial) -> Job:
+        if trial.number:
+            end = time.monotonic() + 20
+            while not (before := (tmp_path / str(trial.number - 1)).exists()) and time.monotonic() < end:
+                time.sleep(0.05)
+            stopped.append(before)
+        return Job(
+            number=trial.number, folder=tmp_path / str(trial.number), rows="", folds=1, split_digest="", scale=Scale()
+        )
+
+    config = TuneConfig(search="random", scheduler="none", grace=1)
+    study = studies.open_study(str(tmp_path / "study.journal"), config, BASE, "a")
+    trials = Trials(study, config, BASE, begin, [], 3, lambda line: None)
+    tune.Tuner(
+        Endless,
+        tune_config=tune.TuneConfig(
+            search_alg=StudySearch(trials),
+            scheduler=StudyScheduler(trials),
+            num_samples=3,
+            max_concurrent_trials=1,
+            reuse_actors=True,
+        ),
+        run_config=tune.RunConfig(
+            storage_path=str(tmp_path / "ray"),
+            verbose=0,
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False, checkpoint_frequency=0),
+        ),
+    ).fit()
+    assert stopped == [True, True]
+    assert [t.state for t in study.get_trials()] == [TrialState.PRUNED] * 3

@@ -26,7 +26,7 @@ def value(values: dict[str, Any]) -> float:
 
 
 def opened(place: Path, config: TuneConfig) -> optuna.Study:
-    return studies.open_study(str(place), config, BASE)
+    return studies.open_study(str(place), config, BASE, "a")
 
 
 def run(place: Path, config: TuneConfig, count: int, seed: int = 0, anew: bool = False) -> list[dict[str, Any]]:
@@ -209,23 +209,40 @@ class TestPruners:
 
 def test_a_loss_is_minimised(tmp_path: Path) -> None:
     base = replace(BASE, train=replace(BASE.train, monitor="loss"))
-    study = studies.open_study(str(tmp_path / "s"), TuneConfig(), base)
+    study = studies.open_study(str(tmp_path / "s"), TuneConfig(), base, "a")
     assert [d.name for d in study.directions] == ["MINIMIZE"]
     for score in (0.4, 0.2, 0.3):
         study.tell(studies.ask(study, TuneConfig(), 0), score)
     assert studies.best_number(study, TuneConfig(), base) == 1
     with pytest.raises(StudyError, match="maximize"):
-        studies.open_study(str(tmp_path / "s"), TuneConfig(), BASE)
+        studies.open_study(str(tmp_path / "s"), TuneConfig(), BASE, "a")
 
 
 def test_a_database_is_a_storage(tmp_path: Path) -> None:
     config = TuneConfig()
-    study = studies.open_study(f"sqlite:///{tmp_path}/s.db", config, BASE)
+    study = studies.open_study(f"sqlite:///{tmp_path}/s.db", config, BASE, "a")
     study.tell(studies.ask(study, config, 0), 0.5)
-    assert len(studies.open_study(f"sqlite:///{tmp_path}/s.db", config, BASE).trials) == 1
+    assert len(studies.open_study(f"sqlite:///{tmp_path}/s.db", config, BASE, "a").trials) == 1
     with pytest.raises(StudyError) as caught:
-        studies.open_study(f"sqlite:///{tmp_path}/none/s.db", config, BASE)
+        studies.open_study(f"sqlite:///{tmp_path}/none/s.db", config, BASE, "a")
     assert "OperationalError" in str(caught.value)
+
+
+def test_two_searches_do_not_share_a_study_that_neither_knows_of(tmp_path: Path) -> None:
+    place, config = f"sqlite:///{tmp_path}/s.db", TuneConfig()
+    studies.require_own(place, config, "a")  # There is no such study yet.
+    first = studies.open_study(place, config, BASE, "a")
+    running = studies.ask(first, config, 0)
+    for opened_by_another in (
+        lambda: studies.require_own(place, config, "b"),
+        lambda: studies.open_study(place, config, BASE, "b"),
+    ):
+        with pytest.raises(StudyError, match="another --study-name"):
+            opened_by_another()
+    studies.require_own(place, config, "a")
+    assert len(studies.open_study(place, config, BASE, "a").trials) == 1
+    assert studies.open_study(place, replace(config, study_name="mine"), BASE, "b").trials == []
+    first.tell(running, 0.5)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from mammoray import space as spaces
 from mammoray import study as studies
 from mammoray.config import Config, DecodeConfig, Scale, TuneConfig
 from mammoray.controller import read_history
-from mammoray.errors import ClusterError, ConfigError, IngestError, RunFolderError
+from mammoray.errors import ClusterError, ConfigError, IngestError, RunFolderError, StudyError
 from mammoray.mirror import Mirror
 from mammoray.pipeline import Source, read_metrics
 from mammoray.plain import replace
@@ -144,7 +144,7 @@ class TestSearch:
 
     def test_the_plan_and_each_trial_are_said(self, searched: Searched) -> None:
         plan = next(line for line in searched.said if line.startswith("search: 6 of 6 trials"))
-        assert "1 at once, each with 1 CPU worker of 4 CPUs" in plan
+        assert "1 at once, each with 1 CPU worker of 4 CPUs; the cluster has 4 CPUs and 0 GPUs" in plan
         for number in range(6):
             assert any(line.startswith(f"trial {number}: ") for line in searched.said)
         assert "too good" in results.headline(searched.facts)[1]
@@ -173,7 +173,24 @@ class TestSearch:
         judged = read_metrics(outdir / "best")["folds"]
         assert list(judged) == ["test"]
         assert test["test"] == judged["test"]["image"]["kappa"]["value"]
-        assert f"{test['test']:.4g}" in (outdir / "study.html").read_text(encoding="utf-8")
+        shown = f"{test['test']:.4g}"
+        assert shown in (outdir / "study.html").read_text(encoding="utf-8")
+        again = tune.run(searched.source, searched.space, searched.config, searched.search, Scale(), said.append)
+        assert again["test"] == test, "the same command without --retrain-best"
+        assert shown in (outdir / "study.html").read_text(encoding="utf-8")
+
+    def test_a_retraining_of_another_trial_takes_the_place_of_the_one_before(self, searched: Searched) -> None:
+        outdir, config, best = searched.source.outdir, searched.config, searched.facts["best"]
+        complete = searched.table().query("state == 'complete'")["number"]
+        other = int(next(number for number in complete if number != best))
+        for number in (best, other):  # What is there already is not done again.
+            results.retrain(searched.source, number, config, Scale(), lambda line: None, Mirror(outdir, None))
+        own = plain.load_toml(outdir / results.trial_folder(Path(), other) / "config.toml")
+        assert plain.load_toml(outdir / "best" / "config.toml").optim == own.optim
+        assert results.retrained(outdir, other, config) is not None
+        assert results.retrained(outdir, best, config) is None, "that of another trial is not said to be the best's"
+        facts = tune.run(searched.source, searched.space, config, searched.search, Scale(), lambda line: None)
+        assert facts["test"] is None
 
     def test_another_search_is_refused_in_its_folder(self, searched: Searched) -> None:
         other = replace(searched.config, seed=5)
@@ -201,6 +218,54 @@ def test_folds_sizes_and_several_objectives_in_one_search(
     validated = [set(rows.loc[rows[f"fold-{fold}"] == "val", "patient_id"]) for fold in range(3)]
     assert set.union(*validated) == set(rows["patient_id"])
     assert sum(map(len, validated)) == rows["patient_id"].nunique(), "each patient validates once"
+
+
+@pytest.mark.long
+def test_a_search_ends_trials_early_and_its_table_says_which_and_why(
+    prepared: Prepared, rsna: SynthSummary, tmp_path: Path
+) -> None:
+    """Over learning rate, sampler and two networks; by the loss, which no two trials have in common."""
+    text = """
+[optim]
+lr = {low = 1e-6, high = 1e-2, log = true}
+
+[sample]
+sampler = ["natural", "balanced"]
+
+[model]
+arch = ["test_resnet", "test_convnext"]
+"""
+    asha = TuneConfig(num_trials=6, scheduler="asha", grace=1, reduction=2, prune_collapsed=False, trials_at_once=1)
+    config = base(prepared.cache, train=replace(SMALL.train, epochs=3, monitor="loss", trackers=()))
+    done = search(rsna, tmp_path, config, asha, text)
+    table = done.table()
+    assert len(table) == 6 and set(table["state"]) == {"complete", "pruned"}, table
+    pruned, complete = table[table["state"] == "pruned"], table[table["state"] == "complete"]
+    assert pruned["reason"].str.fullmatch(r"asha: after [12] epochs").all()
+    assert (pruned["epochs"] < 3).all() and (complete["epochs"] == 3).all()
+    assert (complete["reason"] == "").all() and table["score"].notna().all()
+    assert table["state"][0] == "complete", "the default"
+    assert done.facts["best"] == complete.set_index("number")["score"].idxmin()
+    assert not any((done.source.outdir / folder / "checkpoints").exists() for folder in pruned["folder"])
+    one = pruned["reason"].iloc[0]
+    assert any(f"ended early ({one})" in line for line in done.said)
+    assert one in (done.source.outdir / "study.html").read_text(encoding="utf-8")
+
+
+def test_folders_that_share_a_database_do_not_end_each_others_trials(
+    prepared: Prepared, rsna: SynthSummary, tmp_path: Path
+) -> None:
+    database = f"sqlite:///{tmp_path}/study.db"
+    settings = TuneConfig(num_trials=1, scheduler="none", study_storage=database)
+    text = '[model]\narch = ["no_such_network"]\n'
+    settings = replace(settings, default_first=False)
+    first = search(rsna, tmp_path / "a", base(prepared.cache), settings, text)
+    with pytest.raises(StudyError, match="another --study-name"):
+        search(rsna, tmp_path / "b", base(prepared.cache), settings, text)
+    assert not (tmp_path / "b" / "search").exists(), "so that the same folder can be used with another name"
+    assert search(rsna, tmp_path / "a", base(prepared.cache), settings, text).facts == first.facts
+    named = replace(settings, study_name="mine")
+    assert len(search(rsna, tmp_path / "b", base(prepared.cache), named, text).table()) == 1
 
 
 @pytest.mark.long
@@ -234,6 +299,12 @@ class TestResources:
         at_once, scale = tune.resources(TuneConfig(trials_at_once=2), Scale(num_workers=1))
         assert (at_once, scale.cpus_per_worker) == (2, 2.0)
         assert tune.resources(TuneConfig(), Scale(num_workers=2))[0] == 2
+
+    def test_an_elastic_trial_needs_room_for_its_least_as_a_training_does(self) -> None:
+        scale = Scale(num_workers=8, min_workers=1, cpus_per_worker=1.0)
+        assert train.plan(scale).num_workers == (1, 8)
+        at_once, own = tune.resources(TuneConfig(), scale)
+        assert (at_once, own.num_workers, own.min_workers, own.cpus_per_worker) == (1, 8, 1, 1.0)
 
     def test_what_can_never_run_is_an_error_and_not_a_hang(self) -> None:
         with pytest.raises(ClusterError, match="trials-at-once"):
@@ -272,7 +343,7 @@ class Driver:
         file = folder / "space.toml"
         file.write_text("[optim]\nlr = {low = 1e-4, high = 1e-2, log = true}\n", encoding="utf-8")
         draw, rows = spaces.load(str(file), SMALL), cast(Any, Rows(error))
-        self.study, self.said = studies.open_study(str(folder / studies.JOURNAL), settings, SMALL), list[str]()
+        self.study, self.said = studies.open_study(str(folder / studies.JOURNAL), settings, SMALL, "a"), list[str]()
         left = tune._prepare_study(self.study, draw, [{"optim.lr": 5e-3}], settings, SMALL, self.said.append)
         written = [folder / "trials" / f"{number:04d}" / "config.toml" for number in range(9)]
         begun = studies.interrupted(self.study, lambda number: written[number].exists())
