@@ -18,6 +18,7 @@ from mammoray.verdicts import Verdict
 from tests.ray_nodes import RayNodes
 
 CHECKS = ["cluster", "versions", "CPUs", "/dev/shm", "object store", "disk", "open files", "GPUs"]
+DOCTOR = ["-m", "mammoray.cli", "doctor"]
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -49,6 +50,13 @@ class TestOneNode:
         assert "endpoint" not in line.found, "what stands behind the question mark may be secret"
 
 
+def failures(done: subprocess.CompletedProcess[str]) -> list[dict[str, str]]:
+    """Of ``doctor --json``; but a full disk of the machine that the tests run on is not what they are about."""
+    lines: list[dict[str, str]] = json.loads(done.stdout)
+    assert done.returncode == any(line["level"] == "FAIL" for line in lines), done.stdout + done.stderr
+    return [line for line in lines if line["level"] == "FAIL" and line["check"] != "disk"]
+
+
 def stored(place: str, limit: float = 60.0) -> Verdict:
     return next(line for line in doctor.examine(place, limit) if line.check == "storage")
 
@@ -67,26 +75,26 @@ def pair(s3: str) -> Iterator[RayNodes]:
 @pytest.mark.cluster
 class TestTwoNodes:
     def test_a_bucket_that_is_not_there_fails_on_both_nodes(self, pair: RayNodes, s3: str) -> None:
-        done = pair.run("-m", "mammoray.cli", "doctor", "--storage", s3.replace("bucket", "another"))
-        assert done.returncode == 1, done.stdout + done.stderr
-        (line,) = (line for line in done.stdout.splitlines() if line.startswith("FAIL"))
-        assert "s3://another/some/prefix: OSError on each of 2 nodes. Check its address" in line
+        (line,) = failures(pair.run(*DOCTOR, "--json", "--storage", s3.replace("bucket", "another")))
+        assert line["found"] == "s3://another/some/prefix: OSError on each of 2 nodes"
+        assert line["remedy"].startswith("Check its address")
 
     def test_nodes_that_are_well_make_status_0_and_reach_each_other(self, pair: RayNodes, s3: str) -> None:
-        done = pair.run("-m", "mammoray.cli", "doctor", "--storage", s3, "--address", pair.address)
-        assert done.returncode == 0, done.stdout + done.stderr
+        done = pair.run(*DOCTOR, "--storage", s3, "--address", pair.address)
         found = {line[6:19].strip(): line for line in done.stdout.splitlines()}
+        full = found["disk"].startswith("FAIL")
+        assert done.returncode == full, done.stdout + done.stderr
         assert list(found)[:-1] == [*CHECKS, "storage", "clock", "network", "gloo"]
         assert "2 nodes, 2 CPUs" in found["cluster"]
         assert "all 2 nodes reach each other" in found["network"]
         assert "2 processes add up 16 MB in" in found["gloo"]
-        assert done.stdout.splitlines()[-1].endswith("0 failures")
+        assert done.stdout.splitlines()[-1].endswith("1 failure" if full else "0 failures")
 
     def test_a_node_that_does_not_answer_is_a_failure_and_no_hang(self, pair: RayNodes) -> None:
         raylet = pair.raylets()[1]
         raylet.send_signal(signal.SIGSTOP)
         try:
-            done = pair.run("-m", "mammoray.cli", "doctor", "--json", "--limit-seconds", "20")
+            done = pair.run(*DOCTOR, "--json", "--limit-seconds", "20")
         finally:
             raylet.send_signal(signal.SIGCONT)
         assert done.returncode == 1, done.stdout + done.stderr
@@ -101,12 +109,11 @@ class TestTwoNodes:
         # The interpreter may have it installed: this one is found first.
         (tmp_path / "mammoray.py").write_text("raise ModuleNotFoundError(\"No module named 'mammoray'\")\n")
         pair.add(environment={"PYTHONPATH": str(tmp_path)})
-        words = ["-m", "mammoray.cli", "doctor", "--json"]
-        alone, along = (pair.run(*words, *more) for more in ([], ["--address", pair.address]))
-        (line,) = (line for line in json.loads(alone.stdout) if line["level"] == "FAIL")
+        alone, along = (pair.run(*DOCTOR, "--json", *more) for more in ([], ["--address", pair.address]))
+        (line,) = failures(alone)
         assert "ModuleNotFoundError: No module named 'mammoray" in line["found"]
         assert "--address" in line["remedy"]
-        assert "FAIL" not in along.stdout, along.stdout
+        assert failures(along) == []
 
 
 def test_no_cluster_at_the_address_is_status_2() -> None:

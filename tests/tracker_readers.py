@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import struct
 import time
@@ -48,12 +49,15 @@ def read_wandb(outdir: Path) -> Curves:
 
 def wandb_records(folder: Path) -> list[Any]:
     """All records of an offline run that was closed; the last may come a moment after that."""
+    from google.protobuf.message import DecodeError
     from wandb.proto.wandb_internal_pb2 import Record
 
     (file,) = folder.glob("run-*.wandb")
     until = time.monotonic() + 30
     while True:
-        records = [Record.FromString(content) for content in _records(file.read_bytes())]
+        records: list[Any] = []
+        with contextlib.suppress(DecodeError):  # A record that is only half written.
+            records = [Record.FromString(content) for content in _records(file.read_bytes())]
         if any(record.HasField("exit") for record in records):
             return records
         assert time.monotonic() < until, f"{file} has no end"
