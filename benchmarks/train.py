@@ -34,11 +34,12 @@ from ray._private.internal_api import get_memory_info_reply, get_state_from_addr
 
 from mammoray import cache, catalog, learner, sample, storage, synth, train
 from mammoray.batches import Shard
-from mammoray.config import Config, DecodeConfig, Scale, SynthConfig
+from mammoray.config import Config, DecodeConfig, SynthConfig
 from mammoray.decode import decode
 from mammoray.model import DENSITY
 from mammoray.plain import replace
 from mammoray.recipe import ModelConfig, OptimConfig, SampleConfig, SpeedConfig, TrainConfig
+from mammoray.scale import Scale
 
 BATCH = 32
 DISTINCT = 48  # Files that are decoded; the cache repeats them.

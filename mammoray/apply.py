@@ -8,8 +8,9 @@ was left out and why.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,15 +30,17 @@ from mammoray import (
     inventory,
     labels,
     origin,
+    outputs,
     predict,
     prepare,
     storage,
 )
 from mammoray.config import NOTICE, AuditConfig, Config, DataConfig, IngestConfig
-from mammoray.errors import CatalogError, ClusterError, IngestError, RunFolderError
+from mammoray.errors import CatalogError, ClusterError, IngestError
 from mammoray.origin import Origin
 from mammoray.plain import replace, to_dict
 from mammoray.recipe import ApplyConfig, EvaluateConfig
+from mammoray.scale import Where
 from mammoray.storage import Place
 
 Say = Callable[[str], None]
@@ -52,16 +55,15 @@ _EVALUATE = ("predictions.parquet", "metrics.json", "evaluate.json")
 class Request:
     """A network, and what to apply it to; paths as every node of the cluster sees them."""
 
-    checkpoint: Path
-    """The folder of a run or of a checkpoint."""
+    checkpoint: str
+    """Path or URI of the folder of a run or of a checkpoint."""
     csv: Place | None
     dicom_root: Place
     outdir: Path
     data: DataConfig
     ingest: IngestConfig
     how: ApplyConfig
-    address: str | None
-    """Of a Ray cluster, as in :class:`mammoray.config.Scale`."""
+    where: Where
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,8 +80,9 @@ class Ready:
     limits: tuple[str, ...]
 
 
-def read(request: Request, own: tuple[str, ...], say: Say, labelled: bool = False) -> Ready:
-    """Read checkpoint and catalog, choose the rows, and take the output folder.
+@contextlib.contextmanager
+def opened(request: Request, own: tuple[str, ...], say: Say, labelled: bool = False) -> Iterator[Ready]:
+    """Read checkpoint and catalog, choose the rows, and take the output folder, for the time of a ``with`` block.
 
     Parameters
     ----------
@@ -95,10 +98,17 @@ def read(request: Request, own: tuple[str, ...], say: Say, labelled: bool = Fals
     MammorayError
         The checkpoint or the data cannot be read, do not go together, or the output folder holds something else.
     """
-    found = origin.find(request.checkpoint)
+    with origin.opened(request.checkpoint) as found:
+        ready = _read(request, found, say, labelled)
+        with outputs.written(request.outdir, (*_SHARED, *own), request.where.storage, alone=True):
+            yield ready
+
+
+def _read(request: Request, found: Origin, say: Say, labelled: bool) -> Ready:
     card = found.card
     say(f"checkpoint: {card.model.arch}, epoch {card.epoch}, classes {card.classes}, weights {found.digest}")
     config = Config(classes=card.classes, decode=card.decode, data=request.data, ingest=request.ingest)
+    config = prepare.shared(config, request.where)
     data = prepare.read_catalog(request.csv, request.dicom_root, config, say, unlabelled=not labelled)
     rows = data.rows[data.rows["label"].notna()] if labelled else data.rows
     if rows.empty:
@@ -110,7 +120,6 @@ def read(request: Request, own: tuple[str, ...], say: Say, labelled: bool = Fals
     limits = (*data.limits, *origin.limits(found, data.grouped_by))
     for limit in limits[len(data.limits) :]:
         say(f"limit: {limit}")
-    _take(request.outdir, (*_SHARED, *own))
     return Ready(request=request, origin=found, config=config, data=data, rows=rows, limits=limits)
 
 
@@ -119,19 +128,6 @@ def _targets(rows: pd.DataFrame, config: Config) -> Any:
     targets = np.full(len(rows), -1)
     targets[known] = labels.class_index(rows.loc[known, "label"], config.classes)
     return targets
-
-
-def _take(outdir: Path, own: tuple[str, ...]) -> None:
-    """Make the output folder, and refuse one with anything else in it: a run has files of the same names."""
-    try:
-        outdir.mkdir(parents=True, exist_ok=True)
-        other = sorted(path.name for path in outdir.iterdir() if path.name not in own and path.suffix != ".partial")
-    except OSError as error:
-        found = type(error).__name__
-        raise RunFolderError(str(outdir), "a folder that can be written", found, "Choose another --outdir.") from error
-    if other:
-        expected = "an empty folder, or the results of this verb"
-        raise RunFolderError(str(outdir), expected, ", ".join(other[:5]), "Choose another --outdir.")
 
 
 def decode(ready: Ready, say: Say, enough: bool = True) -> ingest.Decoded:
@@ -213,10 +209,15 @@ def score(request: Request, average: str, say: Say = print) -> dict[str, Any]:
     Raises
     ------
     MammorayError
-        As of :func:`read` and :func:`decode`. A file that does not decode is only listed.
+        As of :func:`opened` and :func:`decode`. A file that does not decode is only listed.
     """
-    ready = read(request, _PREDICT, say)
-    with cluster.connect(request.address):
+    with opened(request, _PREDICT, say) as ready:
+        return _score(ready, average, say)
+
+
+def _score(ready: Ready, average: str, say: Say) -> dict[str, Any]:
+    request = ready.request
+    with cluster.connect(request.where.address):
         ready = replace(ready, rows=_with_sides(ready.rows, ready.data.root))
         decoded = decode(ready, say, enough=False)
         rows = decoded.rows.sort_values("image_id", ignore_index=True)
@@ -290,12 +291,17 @@ def judge(request: Request, config: EvaluateConfig, seed: int, say: Say = print)
     Raises
     ------
     MammorayError
-        As of :func:`read`, :func:`decode` and :func:`mammoray.evaluate.judge`.
+        As of :func:`opened`, :func:`decode` and :func:`mammoray.evaluate.judge`.
     """
-    ready = read(request, _EVALUATE, say, labelled=True)
+    with opened(request, _EVALUATE, say, labelled=True) as ready:
+        return _judge(ready, config, seed, say)
+
+
+def _judge(ready: Ready, config: EvaluateConfig, seed: int, say: Say) -> dict[str, Any]:
+    request = ready.request
     if config.breasts:
         evaluate.breasts_of(ready.rows)
-    with cluster.connect(request.address):
+    with cluster.connect(request.where.address):
         decoded = decode(ready, say)
         rows = decoded.rows.sort_values("image_id", ignore_index=True)
         say(f"evaluate: {len(rows)} images")

@@ -15,12 +15,13 @@ from typing import Any
 
 import pandas as pd
 
-from mammoray import __version__, auditpage, cluster, inventory, prepare, relations, rules, tally
+from mammoray import __version__, auditpage, cluster, inventory, outputs, prepare, relations, rules, tally
 from mammoray.catalog import Catalog
 from mammoray.config import AuditConfig, Config, DataConfig
 from mammoray.errors import RunFolderError
 from mammoray.findings import Finding
 from mammoray.plain import replace
+from mammoray.scale import Where
 from mammoray.storage import Place
 
 FILES = ("audit.csv", "audit.json", "audit.html")
@@ -35,7 +36,7 @@ def run(
     outdir: Path,
     source: DataConfig,
     config: AuditConfig,
-    address: str | None,
+    where: Where,
     say: Say,
 ) -> dict[str, Any]:
     """Look at a data set and write down what is found.
@@ -49,8 +50,7 @@ def run(
     source : DataConfig
         How table and tree are read; its ``quarantine`` is where the list of images with an error is written.
     config : AuditConfig
-    address : str or None
-        Of a Ray cluster, as in :class:`mammoray.config.Scale`.
+    where : Where
 
     Returns
     -------
@@ -63,9 +63,17 @@ def run(
         The table and the tree cannot be read at all, or the output cannot be written.
     """
     data = prepare.read_catalog(csv, dicom_root, Config(data=replace(source, quarantine=None)), say)
-    _make_folder(outdir)
+    list_of_bad = source.quarantine and source.quarantine.absolute()
+    own = (*FILES, list_of_bad.name) if list_of_bad and list_of_bad.parent == outdir.absolute() else FILES
+    with outputs.written(outdir, own, where.storage):
+        return _run(data, outdir, list_of_bad, config, where, say)
+
+
+def _run(
+    data: Catalog, outdir: Path, quarantine: Path | None, config: AuditConfig, where: Where, say: Say
+) -> dict[str, Any]:
     started = time.monotonic()
-    with cluster.connect(address):
+    with cluster.connect(where.address):
         table = inventory.take(data.rows, data.root, config, _throttled(say))
     seconds = time.monotonic() - started
     by_rule = {**rules.of_images(table), **relations.between_images(table, data.grouped_by)}
@@ -74,8 +82,8 @@ def run(
     content = write(findings, outdir, summary(data, table, by_rule, config, seconds))
     page = auditpage.render(outdir.resolve().name, content, _montage(of_files, data.root, config))
     (outdir / FILES[2]).write_text(page, encoding="utf-8", newline="\n")
-    if source.quarantine is not None:
-        say(f"quarantine: {write_quarantine(of_files, source.quarantine)} images in {source.quarantine}")
+    if quarantine is not None:
+        say(f"quarantine: {write_quarantine(of_files, quarantine)} images in {quarantine}")
     return content
 
 
@@ -245,14 +253,6 @@ def write_quarantine(findings: tuple[Finding, ...], file: Path) -> int:
         found = type(error).__name__
         raise RunFolderError(str(file), "a file that can be written", found, "Choose another --quarantine.") from error
     return len(table)
-
-
-def _make_folder(outdir: Path) -> None:
-    try:
-        outdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        found = type(error).__name__
-        raise RunFolderError(str(outdir), "a folder that can be written", found, "Choose another --outdir.") from error
 
 
 def _throttled(say: Say, every: float = 2.0) -> Callable[[inventory.Progress], None]:

@@ -18,18 +18,9 @@ import tyro
 
 from mammoray import __version__, plain, verbs
 from mammoray.checks import require_no_secret
-from mammoray.config import (
-    NOTICE,
-    AuditConfig,
-    Config,
-    DataConfig,
-    DecodeConfig,
-    IngestConfig,
-    Scale,
-    SynthConfig,
-    TuneConfig,
-)
+from mammoray.config import NOTICE, AuditConfig, Config, DataConfig, DecodeConfig, IngestConfig, SynthConfig, TuneConfig
 from mammoray.errors import ConfigError, InterruptedRunError, MammorayError
+from mammoray.scale import Scale, Where
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -106,9 +97,7 @@ class AuditArgs:
     table."""
     data: DataConfig = field(default_factory=DataConfig)
     audit: AuditConfig = field(default_factory=AuditConfig)
-    address: str | None = None
-    """A Ray cluster: auto, HOST:PORT or ray://HOST:PORT. Default: the cluster of the job this runs in, or one begun on
-    this machine by 'ray start', else a new local one."""
+    where: Where = field(default_factory=Where)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -130,9 +119,7 @@ class PrepareArgs:
     data: DataConfig = field(default_factory=DataConfig)
     decode: DecodeConfig = field(default_factory=DecodeConfig)
     ingest: IngestConfig = field(default_factory=IngestConfig)
-    address: str | None = None
-    """A Ray cluster: auto, HOST:PORT or ray://HOST:PORT. Default: the cluster of the job this runs in, or one begun on
-    this machine by 'ray start', else a new local one."""
+    where: Where = field(default_factory=Where)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -181,6 +168,7 @@ def _train(args: TrainArgs) -> int:
     for line in pipeline.headline(metrics):
         say(line)
     say(f"report: {args.outdir.absolute() / 'report.html'}")
+    _say_copy(args.outdir, args.scale)
     say(NOTICE)
     return 0
 
@@ -192,6 +180,7 @@ def _crossval(args: CrossvalArgs) -> None:
     for line in pipeline.headline(metrics):
         say(line)
     say(f"reports: {args.outdir.absolute()}/fold-*/report.html")
+    _say_copy(args.outdir, args.scale)
     say(NOTICE)
 
 
@@ -203,6 +192,7 @@ def _tune(args: TuneArgs) -> None:
     for line in results.headline(facts):
         say(line)
     say(f"page: {args.outdir.absolute() / 'study.html'}")
+    _say_copy(args.outdir, args.scale)
     say(NOTICE)
 
 
@@ -210,11 +200,12 @@ def _prepare(args: PrepareArgs) -> None:
     from mammoray import cluster, prepare
 
     config = Config(data=args.data, decode=args.decode, ingest=args.ingest)
-    facts = cluster.run_there(args.address, prepare.run, *_places(args), config, args.address, say)
+    facts = cluster.run_there(args.where.address, prepare.run, *_places(args), config, args.where, say)
     say(
         f"{facts['decoded']} of {facts['images']} images are in {facts['cache']}, {facts['failed']} failed: "
         f"{args.outdir.absolute() / prepare.FILES[0]}"
     )
+    _say_copy(args.outdir, args.where)
 
 
 def _audit(args: AuditArgs) -> int:
@@ -222,10 +213,11 @@ def _audit(args: AuditArgs) -> int:
 
     file = args.data.quarantine
     data = plain.replace(args.data, quarantine=file and file.absolute())
-    facts = cluster.run_there(args.address, audit.run, *_places(args), data, args.audit, args.address, say)
+    facts = cluster.run_there(args.where.address, audit.run, *_places(args), data, args.audit, args.where, say)
     for line in audit.headline(facts):
         say(line)
     say(f"page: {args.outdir.absolute() / audit.FILES[2]}")
+    _say_copy(args.outdir, args.where)
     return 0 if facts["fit"] else 1
 
 
@@ -233,9 +225,18 @@ def _applied(verb: Callable[[Any, Callable[[str], None]], list[str]]) -> Callabl
     def run(args: Any) -> None:
         for line in verb(args, say):
             say(line)
+        _say_copy(args.outdir, args.where)
         say(NOTICE)
 
     return run
+
+
+def _say_copy(outdir: Path, where: Where) -> None:
+    from mammoray import mirror, storage
+
+    copy = mirror.place(outdir.absolute(), where.storage)
+    if copy is not None:
+        say(f"copy: {storage.shown(copy)}")
 
 
 def _synth(args: SynthArgs) -> None:

@@ -7,9 +7,10 @@ from typing import Any
 import pandas as pd
 
 from mammoray import claim, cluster, evaluate, pipeline, plain, prepare
-from mammoray.config import Config, Scale
+from mammoray.config import Config
 from mammoray.errors import ConfigError, RunFolderError
 from mammoray.mirror import Mirror, place
+from mammoray.scale import Scale
 
 
 def run(source: pipeline.Source, config: Config, scale: Scale, say: pipeline.Say = print) -> dict[str, Any]:

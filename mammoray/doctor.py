@@ -30,7 +30,7 @@ def run(place: str | None, address: str | None, limit: float) -> list[Verdict]:
     place : str or None
         Path or URI of storage that every node is to write and read.
     address : str or None
-        Of a Ray cluster, as in :class:`mammoray.config.Scale`.
+        Of a Ray cluster, as in :class:`mammoray.scale.Scale`.
     limit : float
         Seconds to wait for a node, each time that it is asked.
 

@@ -18,10 +18,11 @@ import ray.train
 import torch
 
 from mammoray import cache, cluster, footprint, ingest, learner, sample, storage, tasks, train
-from mammoray.config import Config, Scale
+from mammoray.config import Config
 from mammoray.footprint import Footprint
 from mammoray.learner import Arrays
 from mammoray.sandbox import Sandbox
+from mammoray.scale import Scale
 
 _TRIED = 8  # Files that are decoded.
 _END = "Nothing was written. Numbers in brackets are patients; what is 'about' is an estimate."

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mammoray import apply, baselines, checkpoint, claim, cluster, evaluate, model, predict
-from mammoray.apply import Request
+from mammoray.apply import Ready, Request
 from mammoray.config import CLASS_NAMES, Classes
 from mammoray.errors import SplitError
 from mammoray.recipe import EvaluateConfig
@@ -47,13 +47,18 @@ def run(request: Request, config: EvaluateConfig, seed: int, say: Say = print) -
     Raises
     ------
     MammorayError
-        As of :func:`mammoray.apply.read` and :func:`mammoray.apply.decode`; or the network has no features that its
+        As of :func:`mammoray.apply.opened` and :func:`mammoray.apply.decode`; or the network has no features that its
         classifier takes as they are.
     """
-    ready = apply.read(request, FILES, say)
+    with apply.opened(request, FILES, say) as ready:
+        return _run(ready, config, seed, say)
+
+
+def _run(ready: Ready, config: EvaluateConfig, seed: int, say: Say) -> dict[str, Any]:
+    request = ready.request
     net, card = checkpoint.load_model(ready.origin.folder)
     model.require_features(net, card.model.arch, "Use a checkpoint of another architecture.")
-    with cluster.connect(request.address):
+    with cluster.connect(request.where.address):
         decoded = apply.decode(ready, say)
         rows = decoded.rows.sort_values("image_id", ignore_index=True)
         say(f"embed: {len(rows)} images")

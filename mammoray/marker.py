@@ -9,9 +9,10 @@ from typing import Any
 
 from mammoray import __version__, claim, plain
 from mammoray import space as spaces
-from mammoray.config import Config, Scale, TuneConfig
+from mammoray.config import Config, TuneConfig
 from mammoray.errors import RunFolderError
 from mammoray.pipeline import Source
+from mammoray.scale import Scale
 
 NAME = "search.json"
 """The marker's name."""

@@ -37,7 +37,7 @@ def place(outdir: Path, shared: str | None) -> str | None:
     if not shared:
         return None
     copy = storage.join(storage.absolute(shared), outdir.name)
-    own = None if storage.is_uri(copy) and not copy.startswith("file:") else storage.local_path(copy)
+    own = storage.local_path(copy)
     return None if own and Path(own).resolve() == outdir.resolve() else copy
 
 
@@ -72,15 +72,30 @@ class Mirror:
         """
         if self.copy is None:
             return
-        source = storage.join(self.copy, below) if below else self.copy
-        with _answering(source), self.lock:
-            found = list(storage.walk(source)) if storage.is_folder(source, "--storage") else []
+        with answering(self.copy), self.lock:
             # The marker first: without it, what a broken fetch has brought would count as somebody else's.
-            for entry in sorted(found, key=lambda entry: entry.path not in _MARKERS):
+            for entry in sorted(self._entries(below), key=lambda entry: entry.path not in _MARKERS):
                 name = f"{below}/{entry.path}" if below else entry.path
                 if not self._is_left(name) and not self._is_same(name, entry.size):
                     storage.download(storage.join(self.copy, name), self.folder / name)
                     self.known[name] = _stamp(self.folder / name)
+
+    def names(self) -> list[str]:
+        """Files of the copy, by their paths in it.
+
+        Raises
+        ------
+        StorageError
+            It does not answer.
+        """
+        return [entry.path for entry in self._entries("")]
+
+    def _entries(self, below: str) -> list[storage.Entry]:
+        source = storage.join(self.copy, below) if self.copy and below else self.copy
+        if source is None or not storage.is_folder(source, "--storage"):
+            return []
+        with answering(source):
+            return list(storage.walk(source))
 
     def push(self, names: Iterable[str] | None = None) -> None:
         """Bring the copy up to date, or only these files of it.
@@ -92,7 +107,7 @@ class Mirror:
         """
         if self.copy is None:
             return
-        with _answering(self.copy), self.lock:
+        with answering(self.copy), self.lock:
             for name in self._changed() if names is None else names:
                 with contextlib.suppress(FileNotFoundError):  # Replaced or removed meanwhile.
                     stamp = _stamp(self.folder / name)
@@ -100,7 +115,7 @@ class Mirror:
                     self.known[name] = stamp
 
     def remove(self, name: str) -> None:
-        """Remove a folder below, here and in the copy.
+        """Remove a file or a folder below, here and in the copy.
 
         Raises
         ------
@@ -108,7 +123,7 @@ class Mirror:
         """
         storage.remove(str(self.folder / name))
         if self.copy is not None:
-            with _answering(self.copy), self.lock:
+            with answering(self.copy), self.lock:
                 storage.remove(storage.join(self.copy, name))
                 self.known = {known: stamp for known, stamp in self.known.items() if not known.startswith(f"{name}/")}
 
@@ -137,14 +152,15 @@ def _stamp(path: Path) -> tuple[int, int]:
 
 
 @contextlib.contextmanager
-def _answering(copy: str) -> Iterator[None]:
+def answering(place: str, setting: str = "--storage") -> Iterator[None]:
+    """Whatever goes wrong with a storage in a ``with`` block is a :class:`mammoray.errors.StorageError`."""
     try:
         yield
     except MammorayError:
         raise
     except OSError as error:
-        remedy = "Check --storage, and the credentials in the environment; then the same command goes on from there."
-        raise StorageError(storage.shown(copy), "storage that answers", storage.reason(error), remedy) from None
+        remedy = f"Check {setting}, and the credentials in the environment; then the same command goes on from there."
+        raise StorageError(storage.shown(place), "storage that answers", storage.reason(error), remedy) from None
 
 
 @contextlib.contextmanager
@@ -193,7 +209,7 @@ def _require_same(folder: Path, copy: str, marker: str) -> None:
     if folder.is_dir() and any(folder.iterdir()) and not (folder / marker).exists():
         raise RunFolderError(str(folder), "an empty folder, or that of the copy", "other files", remedy)
     there = storage.join(copy, marker)
-    with _answering(copy):
+    with answering(copy):
         if marker in _MARKERS and (folder / marker).exists() and storage.is_file(there, "--storage"):
             here, other = (_identity(place, remedy) for place in (str(folder / marker), there))
             if here != other:

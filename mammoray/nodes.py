@@ -177,8 +177,8 @@ def require_seen(written: Mapping[str, storage.Place], root: storage.Place = "",
     # A head without CPUs runs no worker, but the driver may be on it.
     here = ray.get_runtime_context().get_node_id()
     nodes = [node for node in alive() if node.cpus or node.id == here]
-    folders = {flag: place for flag, given in written.items() if (place := _on_disk(str(given)))}
-    base = _on_disk(str(root)) if root else None
+    folders = {flag: place for flag, given in written.items() if (place := storage.local_path(str(given)))}
+    base = storage.local_path(str(root)) if root else None
     if len(nodes) < 2 or not (folders or base):
         return
     sizes = _sizes(base, list(paths)) if base else {}
@@ -198,11 +198,6 @@ def require_seen(written: Mapping[str, storage.Place], root: storage.Place = "",
         for probe in probes.values():
             for file in Path(probe).parent.glob(f"{token}*"):
                 file.unlink(missing_ok=True)
-
-
-def _on_disk(place: str) -> str | None:
-    """The path, where it is one; of a URI of another kind, nothing is asked."""
-    return None if storage.is_uri(place) and not place.startswith("file:") else storage.local_path(place)
 
 
 def _sizes(base: str, paths: list[str]) -> dict[str, int]:

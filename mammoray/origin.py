@@ -7,15 +7,17 @@ checkpoint stands alone.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
 
-from mammoray import checkpoint, splitfile
+from mammoray import checkpoint, mirror, splitfile, storage
 from mammoray.checkpoint import ModelCard
 from mammoray.errors import CheckpointError, LeakError, RunFolderError
 from mammoray.recipe import Seen
@@ -23,6 +25,9 @@ from mammoray.recipe import Seen
 SEEN = ("train", "val")
 """Folds that a network has learned from, or that its best epoch was chosen by."""
 NEW, UNKNOWN = "new", "unknown"
+_BEST = "checkpoints/best"
+_FILES = ("model.json", "model.safetensors")
+_OF_RUN = ("split.csv", "split.json", "catalog.parquet")
 _NAMED = 5
 _GIVE = "Give the folder of a run (fold-0 of a cross-validation, best of a search), or one of its checkpoints."
 
@@ -32,7 +37,9 @@ class Origin:
     """A checkpoint, and where it comes from."""
 
     folder: Path
-    """Of the checkpoint."""
+    """Of the checkpoint, on this machine."""
+    place: str
+    """Where it lies, for people."""
     card: ModelCard
     digest: str
     """16 hex digits of SHA-256 of its weights."""
@@ -44,13 +51,49 @@ class Origin:
     """What stands for the patient in that split."""
 
 
-def find(place: Path) -> Origin:
+@contextlib.contextmanager
+def opened(place: str) -> Iterator[Origin]:
+    """As :func:`find`, of a path or URI; what lies on a storage is on this machine for the time of a ``with`` block.
+
+    Raises
+    ------
+    StorageError
+        The storage does not answer.
+    """
+    local = storage.local_path(place)
+    if local is not None:
+        yield find(Path(local))
+        return
+    with tempfile.TemporaryDirectory(prefix="mammoray-") as folder:
+        with mirror.answering(place, "--checkpoint"):
+            fetched = _fetch(place, Path(folder))
+        yield find(fetched, storage.shown(place))
+
+
+def _fetch(place: str, folder: Path) -> Path:
+    """Copy what :func:`find` reads of a run or checkpoint; returns the copy, in the run's folder where there is one."""
+    run, below = place, _BEST
+    if storage.is_file(storage.join(place, _FILES[0]), "--checkpoint"):
+        parent, name = storage.split(place)
+        above, kind = storage.split(parent)
+        run, below = (above, f"{kind}/{name}") if kind == "checkpoints" else (parent, name)
+    in_run = _OF_RUN if below.startswith("checkpoints/") else ()
+    for name in (*(f"{below}/{name}" for name in _FILES), *in_run):
+        source = storage.join(run, name)
+        if storage.is_file(source, "--checkpoint"):
+            storage.download(source, folder / "run" / name)
+    return folder / "run" / below if (folder / "run" / below).is_dir() else folder / "run"
+
+
+def find(place: Path, shown: str = "") -> Origin:
     """Read the card of a checkpoint, and the split of its run.
 
     Parameters
     ----------
     place : Path
         The folder of a run, whose best checkpoint counts, or of a checkpoint.
+    shown : str
+        Where that was copied from, for people.
 
     Raises
     ------
@@ -61,38 +104,37 @@ def find(place: Path) -> Origin:
     RunFolderError
         The catalog of the run cannot be read.
     """
-    folder = place if (place / "model.json").is_file() else place / "checkpoints" / "best"
-    if not (folder / "model.json").is_file():
-        found = "neither checkpoints/best nor model.json" if place.is_dir() else "no such folder"
-        raise CheckpointError(f"--checkpoint {place}", "the folder of a run or of a checkpoint", found, _GIVE)
+    folder = place if (place / _FILES[0]).is_file() else place / _BEST
+    if not (folder / _FILES[0]).is_file():
+        found = f"neither {_BEST} nor {_FILES[0]}" if shown or place.is_dir() else "no such folder"
+        raise CheckpointError(f"--checkpoint {shown or place}", "the folder of a run or of a checkpoint", found, _GIVE)
     folder = folder.resolve()
     card = checkpoint.read_card(folder)
+    shown = shown or str(folder)
     run = folder.parent.parent
     if folder.parent.name != "checkpoints" or not (run / "split.csv").is_file():
-        return Origin(folder=folder, card=card, digest=_digest(folder))
+        return Origin(folder=folder, place=shown, card=card, digest=_digest(folder, shown))
     split = splitfile.load(run / "split.csv")
     if split.digest != card.split_digest:
         remedy = "Restore the run's folder, or give a copy of the checkpoint alone."
-        raise CheckpointError(
-            str(run / "split.csv"), f"the split {card.split_digest} of {folder}", split.digest, remedy
-        )
+        raise CheckpointError(str(run / "split.csv"), f"the split {card.split_digest} of {shown}", split.digest, remedy)
     pairs = split.rows[["patient_id", "fold"]].drop_duplicates()
     return Origin(
         folder=folder,
+        place=shown,
         card=card,
-        digest=_digest(folder),
+        digest=_digest(folder, shown),
         folds=dict(zip(pairs["patient_id"], pairs["fold"], strict=True)),
         files=_files(run / "catalog.parquet"),
         grouped_by=_grouped_by(run / "split.json"),
     )
 
 
-def _digest(folder: Path) -> str:
+def _digest(folder: Path, shown: str) -> str:
     try:
-        return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()[:16]
+        return hashlib.sha256((folder / _FILES[1]).read_bytes()).hexdigest()[:16]
     except OSError as error:
-        found = type(error).__name__
-        raise CheckpointError(str(folder), "model.safetensors beside its card", found, _GIVE) from error
+        raise CheckpointError(shown, f"{_FILES[1]} beside its card", type(error).__name__, _GIVE) from error
 
 
 def _files(path: Path) -> dict[tuple[str, int], str]:
@@ -166,7 +208,7 @@ def choose(rows: pd.DataFrame, origin: Origin, seen: Seen) -> pd.DataFrame:
     """
     if seen == "leave_out" and origin.folds is None:
         found, remedy = "a checkpoint alone", "Give the run's folder, or leave --seen out."
-        raise CheckpointError(f"--seen leave_out with {origin.folder}", "the split.csv of its run", found, remedy)
+        raise CheckpointError(f"--seen leave_out with {origin.place}", "the split.csv of its run", found, remedy)
     known = rows["fold"].isin(SEEN)
     rest = rows[~known]
     if seen == "allow" or not known.any():
@@ -177,7 +219,7 @@ def choose(rows: pd.DataFrame, origin: Origin, seen: Seen) -> pd.DataFrame:
     of = f"{len(patients)} of {rows['patient_id'].nunique()} patients ({int(known.sum())} of {len(rows)} images)"
     named = ", ".join(patients.head(_NAMED)) + (", ..." if len(patients) > _NAMED else "")
     raise LeakError(
-        f"the checkpoint {origin.folder}",
+        f"the checkpoint {origin.place}",
         "patients that it has not learned from and was not chosen by",
         f"{of} of folds train and val of its split: {named}",
         "Give other rows; or use --seen leave_out to take only the rest, or --seen allow where that is meant.",

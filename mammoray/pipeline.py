@@ -32,9 +32,10 @@ from mammoray import (
     report,
     split,
 )
-from mammoray.config import Config, Scale
+from mammoray.config import Config
 from mammoray.errors import ConfigError
 from mammoray.mirror import Mirror, mirrored, place
+from mammoray.scale import Scale
 from mammoray.storage import Place
 
 Say = Callable[[str], None]

@@ -15,11 +15,11 @@ from typing import Any
 import pandas as pd
 from pydicom.uid import UID
 
-from mammoray import __version__, catalog, cluster, ingest, nodes, plain, raster, storage
-from mammoray.config import Config, Scale
-from mammoray.errors import RunFolderError
+from mammoray import __version__, catalog, cluster, ingest, nodes, outputs, plain, raster, storage
+from mammoray.config import Config
 from mammoray.findings import Finding
 from mammoray.sandbox import Sandbox
+from mammoray.scale import Where
 from mammoray.storage import Place
 
 _CACHE = "mammoray-cache"
@@ -27,9 +27,7 @@ FILES = ("failures.csv", "prepare.json")
 Say = Callable[[str], None]
 
 
-def run(
-    csv: Place | None, dicom_root: Place, outdir: Path, config: Config, address: str | None, say: Say
-) -> dict[str, Any]:
+def run(csv: Place | None, dicom_root: Place, outdir: Path, config: Config, where: Where, say: Say) -> dict[str, Any]:
     """Decode all rows of a catalog, with a label or without, so that a later training finds them.
 
     Parameters
@@ -40,8 +38,7 @@ def run(
         As every node of the cluster sees them; csv as in :func:`mammoray.catalog.build`.
     config : Config
         Its data, decode and ingest sections count.
-    address : str or None
-        Of a Ray cluster, as in :class:`mammoray.config.Scale`.
+    where : Where
 
     Returns
     -------
@@ -53,13 +50,14 @@ def run(
     IngestError
         As of :func:`mammoray.ingest.prepare` and :func:`mammoray.ingest.check_enough`; the files are written before.
     """
+    config = shared(config, where)
     data = read_catalog(csv, dicom_root, config, say)
-    try:
-        outdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        found = type(error).__name__
-        raise RunFolderError(str(outdir), "a folder that can be written", found, "Choose another --outdir.") from error
-    with cluster.connect(address):
+    with outputs.written(outdir, FILES, where.storage):
+        return _run(data, outdir, config, where, say)
+
+
+def _run(data: catalog.Catalog, outdir: Path, config: Config, where: Where, say: Say) -> dict[str, Any]:
+    with cluster.connect(where.address):
         decoded = decode(data.rows, data.root, outdir, config, say)
     decoded.failures.to_csv(outdir / FILES[0], index=False)
     syntaxes = by_transfer_syntax(decoded, data.root, config.ingest.limit_seconds)
@@ -110,11 +108,11 @@ def cache_path(outdir: Path, config: Config) -> str:
     return given if given and "://" in given else str(Path(given or outdir.parent / _CACHE).resolve())
 
 
-def shared(config: Config, scale: Scale) -> Config:
+def shared(config: Config, where: Where) -> Config:
     """The settings with the cache on ``--storage``, where there is one and ``--cache`` names no other."""
-    if scale.storage is None or config.ingest.cache:
+    if where.storage is None or config.ingest.cache:
         return config
-    cache = storage.join(storage.absolute(scale.storage), _CACHE)
+    cache = storage.join(storage.absolute(where.storage), _CACHE)
     return plain.replace(config, ingest=plain.replace(config.ingest, cache=cache))
 
 

@@ -15,12 +15,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mammoray import learner, pipeline, plain, prepare, records, studypage
 from mammoray import study as studies
-from mammoray.config import Config, Scale, TuneConfig
+from mammoray.config import Config, TuneConfig
 from mammoray.controller import read_history
 from mammoray.errors import MammorayError
 from mammoray.mirror import Mirror
 from mammoray.pipeline import Say, Source
 from mammoray.population import PARENT
+from mammoray.scale import Scale
 from mammoray.trial import SETTINGS
 
 _STATES = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import ray
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
-from mammoray.config import Scale
 from mammoray.errors import ClusterError
+from mammoray.scale import Scale
 
 # Ray counts the workers of an elastic group by whole-number division: these shares have no rounding error in binary,
 # nor in Ray's own ten-thousandths.

@@ -19,10 +19,11 @@ import ray
 import torch
 
 from mammoray import board, cache, cluster, learner, losses, model, optim, sample, train
-from mammoray.config import Config, Scale
+from mammoray.config import Config
 from mammoray.learner import Arrays, Learner
 from mammoray.model import DENSITY, Tensors
 from mammoray.plain import replace
+from mammoray.scale import Scale
 
 STEPS = 200
 _LOOK_EVERY = 10

@@ -92,10 +92,10 @@ def join(folder: str, name: str) -> str:
 
 
 def split(path: str) -> tuple[str, str]:
-    """Folder and name of a path or URI."""
-    path, mark, query = path.partition("?") if is_uri(path) else (path, "", "")
-    folder, _, name = path.rpartition("/")
-    return f"{folder}{mark}{query}", name
+    """Folder and name of a path or URI, which :func:`join` joins again."""
+    place, mark, query = path.partition("?") if is_uri(path) else (path, "", "")
+    folder, _, name = place.rpartition("/")
+    return f"{folder}{mark}{query}", unquote(name) if is_uri(path) else name
 
 
 def shown(path: str) -> str:
@@ -223,8 +223,7 @@ def local_path(path: str) -> str | None:
     """The path on this machine's disks, also of a ``file://`` URI; None for what lies elsewhere."""
     if not is_uri(path):
         return str(Path(path).absolute())
-    system, inside = filesystem(path)
-    return inside if system.type_name == "local" else None
+    return filesystem(path)[1] if path.startswith("file:") else None
 
 
 def read(path: str, size: int | None = None) -> bytes:
@@ -254,7 +253,7 @@ def read(path: str, size: int | None = None) -> bytes:
 
 def announce(path: str) -> None:
     """Begin to fetch a file of which :func:`content` is going to be asked for; one on a disk is left alone."""
-    if is_uri(path) and not path.startswith("file:") and path not in _fetching:
+    if path not in _fetching and local_path(path) is None:
         _fetching[path] = _fetchers().submit(read, path)
 
 
@@ -320,15 +319,17 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def remove(path: str) -> None:
-    """Remove a folder and all below, where there is one.
+    """Remove a file, or a folder and all below, where there is one.
 
     Raises
     ------
     OSError, StorageError
     """
+    system, inside = filesystem(path, "--storage")
     if is_folder(path, "--storage"):
-        system, inside = filesystem(path)
         system.delete_dir(inside)
+    elif is_file(path, "--storage"):
+        system.delete_file(inside)
 
 
 def remove_quietly(path: str) -> None:

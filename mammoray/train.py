@@ -33,13 +33,14 @@ from mammoray import (
     trackers,
 )
 from mammoray.batches import ShardConfig
-from mammoray.config import Config, Scale
+from mammoray.config import Config
 from mammoray.controller import read_history, write_history
 from mammoray.errors import ClusterError, ConfigError, InterruptedRunError, MammorayError, RunFolderError, TrainError
 from mammoray.mirror import RAYS, Mirror, place
 from mammoray.model import Tensors
 from mammoray.plain import to_dict
 from mammoray.records import History
+from mammoray.scale import Scale
 
 _DONE = "finished"
 """An empty file beside the checkpoints of a finished training."""

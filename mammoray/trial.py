@@ -24,10 +24,11 @@ import pandas as pd
 from ray import tune
 
 from mammoray import plain, records, storage
-from mammoray.config import Config, Scale
+from mammoray.config import Config
 from mammoray.controller import read_history
 from mammoray.errors import MammorayError
 from mammoray.mirror import Mirror, mirrored, place
+from mammoray.scale import Scale
 
 Tell = Callable[[dict[str, Any]], None]
 SETTINGS = "config.toml"

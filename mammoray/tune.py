@@ -34,12 +34,13 @@ from mammoray import (
 from mammoray import population as populations
 from mammoray import space as spaces
 from mammoray import study as studies
-from mammoray.config import Config, DecodeConfig, Scale, SplitConfig, TuneConfig
+from mammoray.config import Config, DecodeConfig, SplitConfig, TuneConfig
 from mammoray.draws import Space
 from mammoray.errors import ConfigError, InterruptedRunError
 from mammoray.mirror import Mirror, mirrored, place
 from mammoray.pipeline import Say, Source
 from mammoray.population import Population
+from mammoray.scale import Scale
 from mammoray.searching import LostTrials, StudyScheduler, StudySearch, Trials
 from mammoray.trial import SETTINGS, Job, Trial
 

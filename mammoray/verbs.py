@@ -16,6 +16,7 @@ from mammoray import plain, storage
 from mammoray.checks import require, require_no_secret
 from mammoray.config import DataConfig, IngestConfig
 from mammoray.recipe import ApplyConfig, EvaluateConfig
+from mammoray.scale import Where
 
 if TYPE_CHECKING:
     from mammoray.apply import Request
@@ -27,9 +28,9 @@ Say = Callable[[str], None]
 class ApplyArgs:
     """What all of them take."""
 
-    checkpoint: Path
-    """The folder of a run, whose best checkpoint counts, or of a checkpoint. It says what the network needs to see:
-    classes, decode settings and architecture are no flags."""
+    checkpoint: str
+    """The folder of a run, whose best checkpoint counts, or of a checkpoint: a path, or a URI that pyarrow reaches. It
+    says what the network needs to see: classes, decode settings and architecture are no flags."""
     dicom_root: str
     """The folder of the images: a path, or a URI that pyarrow reaches."""
     outdir: Path
@@ -39,9 +40,7 @@ class ApplyArgs:
     data: DataConfig = field(default_factory=DataConfig)
     ingest: IngestConfig = field(default_factory=IngestConfig)
     how: ApplyConfig = field(default_factory=ApplyConfig)
-    address: str | None = None
-    """A Ray cluster: auto, HOST:PORT or ray://HOST:PORT. Default: the cluster of the job this runs in, or one begun on
-    this machine by 'ray start', else a new local one."""
+    where: Where = field(default_factory=Where)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -121,7 +120,7 @@ def predict(args: PredictArgs, say: Say) -> list[str]:
     """Run the verb; returns the lines that stand at its end."""
     from mammoray import apply, cluster
 
-    facts = cluster.run_there(args.address, apply.score, _request(args), args.average, say)
+    facts = cluster.run_there(args.where.address, apply.score, _request(args), args.average, say)
     counts = f"{facts['decoded']} images, {facts['breasts']} breasts and {facts['patients']} patients"
     return [f"scores of {counts}, {facts['failed']} files failed: {args.outdir.absolute()}"]
 
@@ -131,7 +130,7 @@ def evaluate(args: EvaluateArgs, say: Say) -> list[str]:
     from mammoray import apply, cluster
 
     config = EvaluateConfig(average=args.average, breasts=args.breasts, bootstrap=args.bootstrap)
-    metrics = cluster.run_there(args.address, apply.judge, _request(args), config, args.seed, say)
+    metrics = cluster.run_there(args.where.address, apply.judge, _request(args), config, args.seed, say)
     return [*apply.headline(metrics), f"metrics: {args.outdir.absolute() / 'metrics.json'}"]
 
 
@@ -141,7 +140,7 @@ def embed(args: EmbedArgs, say: Say) -> list[str]:
     from mammoray import embed as embedding
 
     config = EvaluateConfig(bootstrap=args.bootstrap)
-    facts = cluster.run_there(args.address, embedding.run, _request(args), config, args.seed, say)
+    facts = cluster.run_there(args.where.address, embedding.run, _request(args), config, args.seed, say)
     return [*embedding.headline(facts), f"features: {args.outdir.absolute() / embedding.FILES[0]}"]
 
 
@@ -164,13 +163,16 @@ def doctor(args: DoctorArgs, say: Say) -> int:
 def _request(args: ApplyArgs) -> Request:
     from mammoray.apply import Request
 
+    places = {"--checkpoint": args.checkpoint, "--csv": args.csv, "--dicom-root": args.dicom_root}
+    for flag, place in places.items():
+        require_no_secret(place or "", flag)  # Before Ray begins, or a cluster gets to see it.
     return Request(
-        checkpoint=args.checkpoint.absolute(),
+        checkpoint=storage.absolute(args.checkpoint),
         csv=None if args.csv is None else storage.absolute(args.csv),
         dicom_root=storage.absolute(args.dicom_root),
         outdir=args.outdir.absolute(),
         data=args.data,
         ingest=args.ingest,
         how=args.how,
-        address=args.address,
+        where=args.where,
     )

@@ -13,14 +13,9 @@ import pandas as pd
 import pytest
 
 from mammoray import catalog, ingest, labels, pipeline, split, synth
-from mammoray.config import (
-    Config,
-    DecodeConfig,
-    IngestConfig,
-    Scale,
-    SynthConfig,
-)
+from mammoray.config import Config, DecodeConfig, IngestConfig, SynthConfig
 from mammoray.recipe import EvaluateConfig, ModelConfig, OptimConfig, SampleConfig, TrainConfig
+from mammoray.scale import Scale
 from tests.ray_nodes import end_all, environment
 
 # No batch norm in this network: what it computes does not depend on how a batch is divided.

@@ -25,11 +25,12 @@ from ray.cluster_utils import Cluster
 from ray.core.generated import autoscaler_pb2
 
 from mammoray import plain, train, tune
-from mammoray.config import Scale, TuneConfig
+from mammoray.config import TuneConfig
 from mammoray.controller import read_history
 from mammoray.errors import MammorayError
 from mammoray.nodes import alive, ask
 from mammoray.pipeline import Source
+from mammoray.scale import Scale
 
 # A node with 2 CPUs has room for one worker.
 SHARE = 1.5

@@ -10,13 +10,14 @@ import PIL.Image
 import pytest
 import torch
 
-from mammoray import apply, checkpoint, cli, decode, model
+from mammoray import apply, checkpoint, cli, decode, model, storage
 from mammoray.apply import Request
 from mammoray.checkpoint import Snapshot
 from mammoray.config import NOTICE, Classes, DataConfig, DecodeConfig, IngestConfig
 from mammoray.errors import CatalogError, CheckpointError, ClusterError, IngestError, LeakError, RunFolderError
 from mammoray.plain import replace
 from mammoray.recipe import ApplyConfig, EvaluateConfig, ModelConfig, Seen
+from mammoray.scale import Where
 from mammoray.storage import Place
 from mammoray.synth import SynthSummary
 from tests.conftest import ARCH, SMALL, FinishedRun
@@ -29,14 +30,14 @@ P = [f"p_{name}" for name in "ABCD"]
 def request(run: FinishedRun, outdir: Path, seen: Seen = "leave_out", **changes: Any) -> Request:
     return Request(
         **{
-            "checkpoint": run.source.outdir,
+            "checkpoint": str(run.source.outdir),
             "csv": run.source.csv,
             "dicom_root": run.source.dicom_root,
             "outdir": outdir,
             "data": DataConfig(),
             "ingest": IngestConfig(shard_images=16, cache=str(run.source.outdir.parent / "mammoray-cache")),
             "how": ApplyConfig(seen=seen),
-            "address": None,
+            "where": Where(),
             **changes,
         }
     )
@@ -76,6 +77,26 @@ def test_scores_of_test_images_are_those_of_the_run_itself(
     assert test.loc[own.index, "label"].tolist() == own["label"].tolist()
     assert got.loc[got["fold"] == "new", "label"].isna().all(), "patients without a label are scored too"
     assert list(got.columns) == list(pd.read_parquet(finished_run.source.outdir / "predictions.parquet").columns)
+
+
+def test_a_network_on_a_storage_gives_the_same_and_results_go_there(
+    finished_run: FinishedRun, scored: tuple[Path, dict[str, Any]], s3: str, tmp_path: Path
+) -> None:
+    shared = storage.join(s3, tmp_path.name)
+    for entry in storage.walk(str(finished_run.source.outdir)):
+        storage.upload(finished_run.source.outdir / entry.path, storage.join(shared, f"run/{entry.path}"))
+    made = replace(
+        request(finished_run, tmp_path / "scores"), checkpoint=storage.join(shared, "run"), where=Where(storage=shared)
+    )
+    assert apply.score(made, "images", quiet) == scored[1]
+    for entry in storage.walk(str(scored[0])):
+        copied = storage.read(storage.join(shared, f"scores/{entry.path}"))
+        assert copied == (tmp_path / "scores" / entry.path).read_bytes()
+    same = pd.read_parquet(tmp_path / "scores" / "predictions.parquet")
+    pd.testing.assert_frame_equal(same, pd.read_parquet(scored[0] / "predictions.parquet"))
+    with pytest.raises(LeakError, match=rf"s3://bucket/some/prefix/{tmp_path.name}/run"):
+        apply.score(replace(made, outdir=tmp_path / "more", how=ApplyConfig()), "images", quiet)
+    assert not (tmp_path / "more").exists()
 
 
 def test_breasts_and_patients_are_means_of_their_images_and_csv_says_the_same(
@@ -148,7 +169,7 @@ def test_any_folder_is_scored_as_its_checkpoint_decodes_and_by_its_classes(
     size = DecodeConfig(height=64, width=48, depth=16, window="percentile", crop="none")
     folder = untrained(tmp_path / "alone", "binary", size)
     said: list[str] = []
-    made = request(finished_run, tmp_path / "out", "refuse", checkpoint=folder, csv=None, dicom_root=bare)
+    made = request(finished_run, tmp_path / "out", "refuse", checkpoint=str(folder), csv=None, dicom_root=bare)
     facts = apply.score(made, "images", said.append)
     assert facts["layout"] == "files" and set(facts["folds"]) == {"unknown"} and facts["patients"] == 3
     assert any("stands alone" in limit for limit in facts["limits"]), "what cannot be known is said"
@@ -263,7 +284,7 @@ def test_a_pickle_in_place_of_a_checkpoints_file_is_refused_and_does_not_run(
 ) -> None:
     folder = untrained(tmp_path / "alone", "density", SMALL.decode)
     torch.save({"a": _Evil(tmp_path / "ran")}, folder / name)
-    made = request(finished_run, tmp_path / "out", checkpoint=folder, csv=None, dicom_root=bare)
+    made = request(finished_run, tmp_path / "out", checkpoint=str(folder), csv=None, dicom_root=bare)
     with pytest.raises(CheckpointError, match=name):
         apply.score(replace(made, how=ApplyConfig()), "images", quiet)
     assert not (tmp_path / "ran").exists()

@@ -13,6 +13,7 @@ from mammoray import audit, catalog, cli, synth
 from mammoray import findings as kinds
 from mammoray.config import AuditConfig, DataConfig, SynthConfig
 from mammoray.findings import Finding, Severity
+from mammoray.scale import Where
 from mammoray.synth import SynthSummary
 from tests import spoil, trees
 from tests.audit_factory import dicom
@@ -179,7 +180,7 @@ def test_absent_rows_beyond_those_that_are_listed_count_and_a_set_without_a_labe
     csv = trees.table(tmp_path, "train.csv", lines)
     (tmp_path / "0").mkdir()
     (tmp_path / "0" / "00.dcm").write_bytes(dicom())
-    content = audit.run(csv, tmp_path, tmp_path / "out", DataConfig(), AuditConfig(), None, lambda line: None)
+    content = audit.run(csv, tmp_path, tmp_path / "out", DataConfig(), AuditConfig(), Where(), lambda line: None)
     assert (content["images"], content["absent"]) == (1, 39)
     assert content["by_severity"]["error"] == 39
     assert not content["fit"]

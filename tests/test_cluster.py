@@ -21,10 +21,11 @@ import psutil
 import pytest
 
 from mammoray import cluster, train
-from mammoray.config import Config, Scale
+from mammoray.config import Config
 from mammoray.controller import read_history
 from mammoray.errors import ClusterError
 from mammoray.plain import replace, to_toml
+from mammoray.scale import Scale
 from mammoray.synth import SynthSummary
 from tests.conftest import SMALL, FinishedRun, Prepared
 from tests.test_faults import LONG

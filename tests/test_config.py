@@ -1,4 +1,3 @@
-import math
 import re
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -7,8 +6,8 @@ from typing import Any
 import pytest
 
 from mammoray import config as configs
-from mammoray import recipe
-from mammoray.config import Config, Scale, SplitConfig, SynthConfig
+from mammoray import recipe, scale
+from mammoray.config import Config, SplitConfig, SynthConfig
 from mammoray.errors import ConfigError
 from mammoray.recipe import (
     AugmentConfig,
@@ -19,6 +18,7 @@ from mammoray.recipe import (
     SampleConfig,
     TrainConfig,
 )
+from mammoray.scale import Scale
 
 
 def leaves(kind: type[Any]) -> list[str]:
@@ -37,7 +37,7 @@ def test_field_names_are_unique_over_all_sections_because_they_are_flags() -> No
 
 @pytest.mark.parametrize("kind", [Config, Scale, SynthConfig])
 def test_every_setting_has_a_description(kind: type[Any]) -> None:
-    source = "".join(Path(str(module.__file__)).read_text(encoding="utf-8") for module in (configs, recipe))
+    source = "".join(Path(str(module.__file__)).read_text(encoding="utf-8") for module in (configs, recipe, scale))
     for name in leaves(kind):
         # Not the section of the same name in Config.
         assert re.search(rf'\n    {name}: (?!\w+ = field).*\n    """', source), name
@@ -78,13 +78,6 @@ def test_every_setting_has_a_description(kind: type[Any]) -> None:
         lambda: ModelConfig(auxiliary=("weight",)),  # type: ignore[arg-type]
         lambda: ModelConfig(dropout=1.0),
         lambda: ModelConfig(channels=2),  # type: ignore[arg-type]
-        lambda: Scale(num_workers=0),
-        lambda: Scale(num_workers=2, min_workers=3),
-        lambda: Scale(gpus_per_worker=0.0),
-        lambda: Scale(gpus_per_worker=1.5),
-        lambda: Scale(gpus_per_worker=math.inf),
-        lambda: Scale(gpus_per_worker=0.5, num_workers=2),
-        lambda: Scale(cpus_per_worker=math.inf),
         lambda: Config(sample=SampleConfig(sampler="balanced"), loss=LossConfig(class_weights="sqrt")),
         lambda: Config(model=ModelConfig(auxiliary=("laterality",))),
         lambda: Config(model=ModelConfig(auxiliary=("view",)), augment=AugmentConfig(mixup=0.2)),
@@ -98,10 +91,3 @@ def test_settings_out_of_range_are_errors(make: Any) -> None:
 def test_two_corrections_of_one_imbalance_are_allowed_where_they_are_meant() -> None:
     both = LossConfig(class_weights="sqrt", double_correction=True)
     assert Config(sample=SampleConfig(sampler="sqrt"), loss=both).loss == both
-
-
-def test_only_a_worker_without_company_can_share_a_gpu() -> None:
-    assert Scale(gpus_per_worker=0.25).gpus_per_worker == 0.25
-    assert Scale(gpus_per_worker=2.0, num_workers=2).gpus_per_worker == 2
-    with pytest.raises(ConfigError, match=r"--gpus-per-worker.*NCCL"):
-        Scale(gpus_per_worker=0.25, num_workers=2)

@@ -5,9 +5,9 @@ import pandas as pd
 import pytest
 
 from mammoray import crossval, pipeline
-from mammoray.config import Scale
 from mammoray.errors import ConfigError, RunFolderError
 from mammoray.plain import replace
+from mammoray.scale import Scale
 from mammoray.synth import SynthSummary
 from tests.conftest import SMALL, FinishedRun
 

@@ -6,11 +6,12 @@ import pandas as pd
 import pytest
 
 from mammoray import catalog, dryrun, learner, model, pipeline, split
-from mammoray.config import Config, Scale
+from mammoray.config import Config
 from mammoray.errors import ClusterError, ConfigError, MammorayError, ModelError, RunFolderError
 from mammoray.footprint import Footprint
 from mammoray.plain import replace
 from mammoray.recipe import ModelConfig, OptimConfig
+from mammoray.scale import Scale
 from mammoray.synth import SynthSummary
 from tests.conftest import SMALL, FinishedRun, Prepared
 

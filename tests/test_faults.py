@@ -21,9 +21,10 @@ import safetensors.torch
 import torch
 
 from mammoray import controller, learner, shortage, train
-from mammoray.config import Config, Scale
+from mammoray.config import Config
 from mammoray.errors import IngestError, TrainError
 from mammoray.plain import load_toml, replace, to_toml
+from mammoray.scale import Scale
 from mammoray.synth import SynthSummary
 from tests.conftest import SMALL, Prepared
 from tests.ray_nodes import end_all, environment

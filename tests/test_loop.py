@@ -5,8 +5,9 @@ import pytest
 import ray.train
 
 from mammoray import controller, train
-from mammoray.config import Config, Scale
+from mammoray.config import Config
 from mammoray.plain import replace
+from mammoray.scale import Scale
 from tests.conftest import SMALL, Prepared
 
 ONE = Scale()

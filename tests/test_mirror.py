@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import re
@@ -20,17 +21,19 @@ import pandas as pd
 import psutil
 import pytest
 
-from mammoray import controller, mirror, predict, storage, train
-from mammoray.config import Config, Scale
+from mammoray import controller, evaluate, mirror, predict, storage, train
+from mammoray.config import Config
 from mammoray.errors import RunFolderError, StorageError
 from mammoray.mirror import Mirror, mirrored
 from mammoray.plain import replace, to_toml
+from mammoray.scale import Scale
 from mammoray.synth import SynthSummary
 from tests.conftest import SMALL, Prepared
 from tests.proxy import Door
 from tests.ray_nodes import OWN_MOUNTS, RayNodes
 
 ROOT = Path(__file__).parents[1]
+PROBABILITIES = [f"p_{name}" for name in "ABCD"]
 
 
 @pytest.fixture(params=["path", "s3"])
@@ -376,22 +379,55 @@ class TestNodesApart:
         assert "on node" in done.stderr and "--storage s3://bucket/prefix" in done.stderr, done.stderr
         assert "decode:" not in done.stdout
 
-    def test_two_workers_train_and_all_nodes_decode_and_predict(
-        self, apart: Apart, rsna: SynthSummary, prepared: Prepared, s3: str, tmp_path: Path
-    ) -> None:
-        shared, outdir = storage.join(s3, tmp_path.name), apart.folder / "run"
-        words = [*self.words(rsna, tmp_path), "--storage", shared, "--outdir", outdir, "--num-workers", 2]
+    @pytest.fixture(scope="class")
+    def trained(
+        self, apart: Apart, rsna: SynthSummary, s3: str, tmp_path_factory: pytest.TempPathFactory
+    ) -> tuple[str, Path]:
+        """The storage and the folder of a training by two workers."""
+        folder = tmp_path_factory.mktemp("trained")
+        shared, outdir = storage.join(s3, folder.name), apart.folder / "run"
+        words = [*self.words(rsna, folder), "--storage", shared, "--outdir", outdir, "--num-workers", 2]
         done = apart.run("train", *words)
         assert done.returncode == 0, done.stdout + done.stderr
+        return shared, outdir
+
+    def test_two_workers_train_and_all_nodes_decode_and_predict(
+        self, trained: tuple[str, Path], prepared: Prepared, tmp_path: Path
+    ) -> None:
+        outdir = trained[1]
         rows = prepared.rows.sort_values("image_id", ignore_index=True)
         alone = train.fit(rows, prepared.digest, self.config, Scale(), tmp_path / "alone", lambda line: None)
         curve = [(r["val_loss"], r["val_kappa"]) for r in controller.read_history(outdir)]
         assert curve == [pytest.approx((r["val_loss"], r["val_kappa"]), rel=1e-4) for r in alone.history]
         assert json.loads((outdir / "run.json").read_text())["split_digest"] == prepared.digest
-        tested = rows[rows["fold"] == "test"].reset_index(drop=True)
-        p_NK = predict.predict(tested, alone.best, self.config.decode)
-        table = pd.read_parquet(outdir / "predictions.parquet").set_index("image_id").loc[tested["image_id"]]
-        assert table[[f"p_{name}" for name in "ABCD"]].to_numpy() == pytest.approx(p_NK, abs=1e-4)
+        judged = rows[rows["fold"] != "train"].reset_index(drop=True)
+        own = predict.table(judged, predict.predict(judged, alone.best, self.config.decode), self.config.class_names)
+        table = pd.read_parquet(outdir / "predictions.parquet").set_index("image_id").loc[judged["image_id"]]
+        assert table[PROBABILITIES].to_numpy() == pytest.approx(own[PROBABILITIES].to_numpy(), abs=1e-4)
+        metrics = json.loads((outdir / "metrics.json").read_text())["folds"]
+        expected = evaluate.judge(own, self.config.class_names, self.config.evaluate, self.config.seed)["folds"]
+        for fold in ("val", "test"):
+            for level in ("image", "patient"):
+                for name in ("kappa", "accuracy", "auc", "log_loss"):
+                    found, of_one = (of[fold][level][name] for of in (metrics, expected))
+                    assert found["value"] == pytest.approx(of_one["value"], abs=2e-3), (fold, level, name)
+
+    def test_a_network_on_the_bucket_is_applied_on_both_nodes_and_the_results_go_there_too(
+        self, apart: Apart, trained: tuple[str, Path], rsna: SynthSummary
+    ) -> None:
+        shared, outdir = trained
+        common = ["--checkpoint", storage.join(shared, "run"), "--csv", rsna.csv, "--dicom-root", rsna.root]
+        for verb, seen in (("predict", "leave_out"), ("evaluate", "allow"), ("embed", "allow")):
+            done = apart.run(verb, *common, "--outdir", apart.folder / verb, "--storage", shared, "--seen", seen)
+            assert done.returncode == 0, done.stdout + done.stderr
+            assert f"copy: s3://bucket/some/prefix/{storage.split(shared)[1]}/{verb}" in done.stdout
+        own = pd.read_parquet(outdir / "predictions.parquet").query("fold == 'test'").set_index("image_id")
+        for verb in ("predict", "evaluate"):
+            there = storage.read(storage.join(shared, f"{verb}/predictions.parquet"))
+            found = pd.read_parquet(io.BytesIO(there)).set_index("image_id")
+            assert found.loc[own.index, PROBABILITIES].to_numpy() == pytest.approx(own[PROBABILITIES], abs=1e-5)
+        assert "baselines.json" in names(storage.join(shared, "embed"))
+        assert not [path for path in apart.folder.rglob("*") if path.name == "mammoray-cache"], "the cache is there too"
 
     def test_a_search_runs_its_trials_on_both(self, apart: Apart, rsna: SynthSummary, s3: str, tmp_path: Path) -> None:
         space = tmp_path / "space.toml"

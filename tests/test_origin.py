@@ -4,7 +4,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from mammoray import checkpoint, model, origin, splitfile
+from mammoray import checkpoint, model, origin, splitfile, storage
 from mammoray.checkpoint import Snapshot
 from mammoray.config import DecodeConfig
 from mammoray.errors import CheckpointError, LeakError, RunFolderError, SplitError
@@ -52,6 +52,39 @@ def test_a_run_and_its_checkpoint_are_one_origin(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     assert origin.find(run) == origin.find(run / "checkpoints" / "best")
     assert origin.find(run).folds == PATIENTS
+
+
+@pytest.mark.parametrize("below", ["", "checkpoints/best"])
+def test_a_run_on_a_storage_is_the_same_origin(below: str, s3: str, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    (run / "checkpoints" / "best" / "training.safetensors").write_bytes(b"much that is not needed")
+    place = storage.join(s3, f"origin {tmp_path.name}")
+    for entry in storage.walk(str(run)):
+        storage.upload(run / entry.path, storage.join(place, entry.path))
+    with origin.opened(storage.join(place, below) if below else place) as found:
+        assert (found.digest, found.card, found.folds) == tuple(
+            getattr(origin.find(run), name) for name in ("digest", "card", "folds")
+        )
+        assert found.files == origin.find(run).files and found.grouped_by == origin.find(run).grouped_by
+        assert found.place == storage.shown(storage.join(place, below) if below else place)
+        assert not (found.folder / "training.safetensors").exists()
+    assert not found.folder.exists()
+
+
+def test_a_checkpoint_alone_on_a_storage_and_one_that_is_not_there(s3: str, tmp_path: Path) -> None:
+    alone = write_checkpoint(tmp_path / "alone", "d" * 16)
+    place = storage.join(s3, tmp_path.name)
+    for entry in storage.walk(str(alone)):
+        storage.upload(alone / entry.path, storage.join(place, f"alone/{entry.path}"))
+    with origin.opened(storage.join(place, "alone")) as found:
+        assert found.folds is None and found.digest == origin.find(alone).digest
+    with (
+        pytest.raises(CheckpointError, match=r"neither checkpoints/best nor model\.json") as error,
+        origin.opened(storage.join(place, "nothing")),
+    ):
+        pass
+    assert f"--checkpoint s3://bucket/some/prefix/{tmp_path.name}/nothing" in str(error.value)
+    assert "endpoint" not in str(error.value)
 
 
 def test_the_fold_of_a_patient_is_that_of_the_split_by_the_id_as_it_stands(tmp_path: Path) -> None:

@@ -8,10 +8,11 @@ import pytest
 
 from mammoray import checkpoint, controller, optim, pipeline, plain, split, train
 from mammoray import config as configs
-from mammoray.config import Scale, SplitConfig
+from mammoray.config import SplitConfig
 from mammoray.errors import ConfigError, IngestError, MammorayError, ModelError, RunFolderError, SplitError
 from mammoray.plain import replace
 from mammoray.recipe import TrainConfig
+from mammoray.scale import Scale
 from mammoray.synth import SynthSummary
 from tests.conftest import SMALL, FinishedRun
 

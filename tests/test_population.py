@@ -10,10 +10,11 @@ from mammoray import plain, population
 from mammoray import space as spaces
 from mammoray import study as studies
 from mammoray.changes import at
-from mammoray.config import Config, Scale, TuneConfig
+from mammoray.config import Config, TuneConfig
 from mammoray.draws import Values
 from mammoray.errors import ConfigError
 from mammoray.population import GENERATION, MEMBER, PARENT, Population
+from mammoray.scale import Scale
 from mammoray.searching import Trials
 from mammoray.trial import Job
 

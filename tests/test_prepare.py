@@ -12,6 +12,7 @@ from mammoray import cache, catalog, claim, cli, ingest, pipeline, plain, prepar
 from mammoray.config import Config
 from mammoray.errors import ConfigError, IngestError, RunFolderError
 from mammoray.plain import replace
+from mammoray.scale import Where
 from mammoray.synth import SynthSummary
 from tests.conftest import SMALL
 
@@ -20,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("ray_session")
 
 def run(data: SynthSummary, outdir: Path, config: Config = SMALL) -> tuple[dict[str, object], list[str]]:
     said: list[str] = []
-    return prepare.run(data.csv, data.root, outdir, config, None, said.append), said
+    return prepare.run(data.csv, data.root, outdir, config, Where(), said.append), said
 
 
 def test_all_rows_are_decoded_and_a_following_training_finds_them(rsna: SynthSummary, tmp_path: Path) -> None:
@@ -86,12 +87,12 @@ def test_a_data_set_on_an_object_store_is_prepared_as_one_on_a_disk(
             sink.write(file.read_bytes())
     root = storage.join(s3, "irma")
     said: list[str] = []
-    facts = prepare.run(None, root, tmp_path / "out", SMALL, None, said.append)
+    facts = prepare.run(None, root, tmp_path / "out", SMALL, Where(), said.append)
     local, _ = run(irma, tmp_path / "local")
     same = ("images", "decoded", "failed")
     assert {name: facts[name] for name in same} == {name: local[name] for name in same}
     assert facts["new"] == facts["images"] and local["new"] == local["images"], "another place is another file"
-    assert prepare.run(None, root, tmp_path / "out", SMALL, None, said.append)["new"] == 0
+    assert prepare.run(None, root, tmp_path / "out", SMALL, Where(), said.append)["new"] == 0
     assert not any("127.0.0.1" in line or "sesame" in line for line in said)
 
     def pixels(root: storage.Place, csv: Path | None) -> bytes:
@@ -106,7 +107,7 @@ def test_a_data_set_on_an_object_store_is_prepared_as_one_on_a_disk(
 
 def test_a_root_with_a_key_in_it_is_refused_without_telling_it(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--dicom-root") as caught:
-        prepare.run(None, "s3://me:sesame@bucket/set", tmp_path / "out", SMALL, None, print)
+        prepare.run(None, "s3://me:sesame@bucket/set", tmp_path / "out", SMALL, Where(), print)
     assert "sesame" not in str(caught.value)
 
 

@@ -6,9 +6,9 @@ import ray
 from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 
 from mammoray import rooms
-from mammoray.config import Scale
 from mammoray.errors import ClusterError
 from mammoray.rooms import Node
+from mammoray.scale import Scale
 
 CLUSTERS = [[4], [2], [1], [1, 1], [2, 2], [2, 2, 2, 2], [1, 2, 3], [16], [16, 16], [0, 2, 2], [3, 3, 3]]
 

@@ -11,8 +11,9 @@ from optuna.trial import TrialState
 from ray import tune
 
 from mammoray import study as studies
-from mammoray.config import Config, Scale, TuneConfig
+from mammoray.config import Config, TuneConfig
 from mammoray.errors import ConfigError
+from mammoray.scale import Scale
 from mammoray.searching import StudyScheduler, StudySearch, Trials
 from mammoray.trial import Job, Trial
 

@@ -12,10 +12,11 @@ import psutil
 import pytest
 
 from mammoray import checkpoint, controller, evaluate, model, predict, records, train
-from mammoray.config import Config, Scale
+from mammoray.config import Config
 from mammoray.errors import CheckpointError, ClusterError, ConfigError, TrainError
 from mammoray.plain import replace
 from mammoray.recipe import AugmentConfig, CollapseConfig, LossConfig, ModelConfig, OptimConfig, TrainConfig
+from mammoray.scale import Scale
 from mammoray.synth import SynthSummary
 from tests.conftest import SMALL, FinishedRun, Prepared
 

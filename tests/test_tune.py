@@ -20,12 +20,13 @@ import pytest
 from mammoray import plain, results, train, tune
 from mammoray import space as spaces
 from mammoray import study as studies
-from mammoray.config import Config, DecodeConfig, Scale, TuneConfig
+from mammoray.config import Config, DecodeConfig, TuneConfig
 from mammoray.controller import read_history
 from mammoray.errors import ClusterError, ConfigError, IngestError, RunFolderError, StudyError
 from mammoray.mirror import Mirror
 from mammoray.pipeline import Source, read_metrics
 from mammoray.plain import replace
+from mammoray.scale import Scale
 from mammoray.searching import Trials
 from mammoray.synth import SynthSummary
 from tests.conftest import SMALL, Prepared
