@@ -1,6 +1,6 @@
 r"""A patient-grouped K-fold cross-validation on a Ray cluster: the main job, once for each part of the patients.
 
-Takes the flags of ``mammoray crossval``; paths are as every node of the cluster sees them (a shared file system).
+Takes the flags of ``mammoray crossval``; paths are as every node of the cluster sees them, or URIs of a bucket.
 
 On this machine::
 

@@ -1,6 +1,6 @@
 r"""What a trained network is worth on labelled images, on a Ray cluster: predictions, and metrics with intervals.
 
-Takes the flags of ``mammoray evaluate``; paths are as every node of the cluster sees them (a shared file system).
+Takes the flags of ``mammoray evaluate``; paths are as every node of the cluster sees them, or URIs of a bucket.
 
 On this machine::
 
@@ -9,8 +9,8 @@ On this machine::
 On a cluster, from the root of this repository::
 
     ray job submit --working-dir . --runtime-env jobs/runtime_env.yaml -- \
-        python jobs/evaluate.py --checkpoint /shared/runs/first --csv /shared/new/train.csv \
-        --dicom-root /shared/new --outdir /shared/runs/external
+        python jobs/evaluate.py --checkpoint s3://bucket/mammoray/first --dicom-root s3://bucket/new \
+        --outdir external --storage s3://bucket/mammoray
 
 Patients that the network has learned from are refused (--seen). Suits and time: those of ``jobs/predict.py``, and the
 resamples of the intervals, seconds on one core.

@@ -1,6 +1,6 @@
 r"""Scores of new images, breasts and patients by a trained network, on a Ray cluster; research only, not for diagnosis.
 
-Takes the flags of ``mammoray predict``; paths are as every node of the cluster sees them (a shared file system).
+Takes the flags of ``mammoray predict``; paths are as every node of the cluster sees them, or URIs of a bucket.
 
 On this machine::
 
@@ -9,8 +9,8 @@ On this machine::
 On a cluster, from the root of this repository::
 
     ray job submit --working-dir . --runtime-env jobs/runtime_env.yaml -- \
-        python jobs/predict.py --checkpoint /shared/runs/first --dicom-root /shared/new \
-        --outdir /shared/runs/scores --cache s3://bucket/mammoray-cache
+        python jobs/predict.py --checkpoint s3://bucket/mammoray/first --dicom-root s3://bucket/new \
+        --outdir scores --storage s3://bucket/mammoray
 
 Suits: CPU cores for the decoding, and any GPU for a large network. Time: that of ``jobs/prepare.py`` for images that
 are not in the cache, and a forward pass of each, 0.2 to 0.25 of a training step. The same job submitted again decodes

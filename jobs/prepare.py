@@ -1,6 +1,6 @@
 r"""Decode a whole data set on a Ray cluster, before any training: rows of a table to the decoded cache.
 
-Takes the flags of ``mammoray prepare``; paths are as every node of the cluster sees them (a shared file system).
+Takes the flags of ``mammoray prepare``; paths are as every node of the cluster sees them, or URIs of a bucket.
 
 On this machine::
 
@@ -9,8 +9,8 @@ On this machine::
 On a cluster, from the root of this repository::
 
     ray job submit --working-dir . --runtime-env jobs/runtime_env.yaml -- \
-        python jobs/prepare.py --csv /shared/rsna/train.csv --dicom-root /shared/rsna \
-        --outdir /shared/runs/prepared --cache s3://bucket/mammoray-cache
+        python jobs/prepare.py --dicom-root s3://bucket/rsna --outdir prepared \
+        --storage s3://bucket/mammoray
 
 Suits: machines without a GPU; decoding scales with CPU cores. Time for the 54,706 images of RSNA: 43 minutes on one
 core, 3 on 16 (docs/cluster.md). The same job submitted again decodes what is missing.

@@ -1,6 +1,6 @@
 r"""The main job on a Ray cluster: catalog, split, decode, train, evaluate, report.
 
-Takes the flags of ``mammoray train``; paths are as every node of the cluster sees them (a shared file system).
+Takes the flags of ``mammoray train``; paths are as every node of the cluster sees them, or URIs of a bucket.
 
 On this machine::
 

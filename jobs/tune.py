@@ -1,6 +1,6 @@
 r"""A search for better settings on a Ray cluster: trials of training and validation patients, side by side.
 
-Takes the flags of ``mammoray tune``; paths are as every node of the cluster sees them (a shared file system).
+Takes the flags of ``mammoray tune``; paths are as every node of the cluster sees them, or URIs of a bucket.
 
 On this machine::
 

@@ -170,6 +170,10 @@ def test_too_few_readable_files_are_not_fit_and_the_limit_can_be_lowered(
         spoil.emptied(data, i)
     assert run(data, tmp_path / "out") == 1
     assert run(data, tmp_path / "out", "--min-readable", "0.8") == 0
+    listed = tmp_path / "out" / "bad.csv"
+    assert run(data, tmp_path / "out", "--storage", str(tmp_path / "shared"), "--quarantine", str(listed)) == 1
+    copied = {path.name: path.read_bytes() for path in (tmp_path / "shared" / "out").iterdir()}
+    assert copied == {name: (tmp_path / "out" / name).read_bytes() for name in (*audit.FILES, listed.name)}
 
 
 def test_absent_rows_beyond_those_that_are_listed_count_and_a_set_without_a_label_is_not_fit(

@@ -24,6 +24,23 @@ def run(data: SynthSummary, outdir: Path, config: Config = SMALL) -> tuple[dict[
     return prepare.run(data.csv, data.root, outdir, config, Where(), said.append), said
 
 
+def test_cache_and_a_copy_of_the_tables_go_to_the_storage_also_where_too_few_decode(
+    rsna: SynthSummary, tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(rsna.table.parent, tmp_path / "data"))
+    for path in sorted(copy.rglob("*.dcm"))[:20]:
+        path.write_bytes(b"no DICOM at all")
+    words = ["prepare", "--csv", str(copy / "train.csv"), "--dicom-root", str(copy), "--outdir", str(tmp_path / "out")]
+    words += ["--height", "64", "--width", "48", "--storage", str(tmp_path / "shared")]
+    assert cli.main(words) == 2
+    assert not (tmp_path / "mammoray-cache").exists()
+    assert {path.name for path in (tmp_path / "shared").iterdir()} == {"mammoray-cache", "out"}
+    for name in prepare.FILES:
+        assert (tmp_path / "shared" / "out" / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
+    assert cli.main([*words, "--min-decoded", "0.5"]) == 0
+    assert json.loads((tmp_path / "shared" / "out" / "prepare.json").read_text())["new"] == 0
+
+
 def test_all_rows_are_decoded_and_a_following_training_finds_them(rsna: SynthSummary, tmp_path: Path) -> None:
     facts, said = run(rsna, tmp_path / "prepared")
     assert facts["images"] == facts["decoded"] == facts["new"] == len(pd.read_csv(rsna.csv))
