@@ -134,6 +134,9 @@ def defaults(space: Space, base: Config) -> tuple[Values, list[str]]:
     sampler = _Base(settings(base))
     trial = optuna.create_study(sampler=sampler).ask()
     space(trial)
+    for name, value in trial.params.items():  # Optuna asks no sampler where there is one value only.
+        if trial.distributions[name].single() and sampler.wanted(name) != value:
+            sampler.missing.append(name)
     return {name: value for name, value in trial.params.items() if name not in sampler.missing}, sampler.missing
 
 
@@ -143,6 +146,11 @@ class _Base(optuna.samplers.BaseSampler):
     def __init__(self, known: Values) -> None:
         self.known, self.missing = known, list[str]()
 
+    def wanted(self, param_name: str) -> Any:
+        """The base's value of a parameter, as a trial has it."""
+        values = [self.known.get(name) for name in param_name.split(", ")]
+        return encoded(values if len(values) > 1 else values[0])
+
     def infer_relative_search_space(self, study: Any, trial: Any) -> dict[str, BaseDistribution]:
         return {}
 
@@ -150,8 +158,7 @@ class _Base(optuna.samplers.BaseSampler):
         return {}
 
     def sample_independent(self, study: Any, trial: Any, param_name: str, param_distribution: Any) -> Any:
-        values = [self.known.get(name) for name in param_name.split(", ")]
-        wanted = encoded(values if len(values) > 1 else values[0])
+        wanted = self.wanted(param_name)
         if isinstance(param_distribution, optuna.distributions.CategoricalDistribution):
             if wanted in param_distribution.choices:
                 return wanted

@@ -30,6 +30,8 @@ _DEFAULT = "default"  # User attribute of the trial that is the settings of the 
 _ELSEWHERE = "from"  # User attribute of a trial of another study.
 _NEVER = "never_began"  # User attribute of a trial that was drawn, and whose driver was then lost.
 _INSTEAD = "instead_of"  # User attribute of the trial that takes its place: its number.
+_NUMBER = "from_number"  # User attribute of a trial of another study: its number there.
+_BEGUN = "begun"  # User attribute of the study: it has been given all that is known beforehand.
 _SEARCH = "search"  # User attribute of the study: whose it is.
 _SAMPLERS: dict[str, Callable[[int], optuna.samplers.BaseSampler]] = {
     "tpe": lambda seed: optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True),
@@ -197,8 +199,20 @@ def enqueue(
         study.enqueue_trial(point, user_attrs=attributes)
 
 
+def is_begun(study: optuna.Study) -> bool:
+    """Whether it has been given all that is known beforehand, by :func:`begin`."""
+    return _BEGUN in study.user_attrs
+
+
+def begin(study: optuna.Study, points: list[dict[str, Any]], default: dict[str, Any] | None) -> None:
+    """As :func:`enqueue`, what a driver that was lost in the middle of it has not given the study yet."""
+    held = [trial.system_attrs.get("fixed_params") for trial in study.get_trials(deepcopy=False)]
+    enqueue(study, [point for point in points if point not in held], None if default in held else default)
+    study.set_user_attr(_BEGUN, True)
+
+
 def adopt(study: optuna.Study, place: str) -> int:
-    """Let the sampler know the finished trials of an earlier search; returns how many.
+    """Let the sampler know the finished trials of an earlier search, each once; returns how many there are.
 
     Raises
     ------
@@ -206,7 +220,11 @@ def adopt(study: optuna.Study, place: str) -> int:
         As of :func:`earlier`.
     """
     known = earlier(place, [direction.name.lower() for direction in study.directions])
-    study.add_trials([_foreign(trial, _shown(place.partition("#")[0])) for trial in known])
+    shown = _shown(place)
+    held = {
+        (t.user_attrs[_ELSEWHERE], t.user_attrs[_NUMBER]) for t in study.get_trials(deepcopy=False) if is_foreign(t)
+    }
+    study.add_trials([_foreign(trial, shown) for trial in known if (shown, trial.number) not in held])
     return len(known)
 
 
@@ -275,7 +293,7 @@ def _foreign(trial: FrozenTrial, place: str) -> FrozenTrial:
         params=trial.params,
         distributions=trial.distributions,
         values=trial.values,
-        user_attrs={_ELSEWHERE: place},
+        user_attrs={_ELSEWHERE: place, _NUMBER: trial.number},
     )
 
 

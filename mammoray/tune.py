@@ -302,13 +302,13 @@ def _prepare_study(
     say: Say,
 ) -> int:
     """Give a new study what is known beforehand; returns how many trials there are still to run."""
-    if not study.get_trials(deepcopy=False):
+    if not studies.is_begun(study):
         for place in search.warm_start:
             say(f"search: {studies.adopt(study, place)} finished trials of {place} are known to the sampler")
         known, missing = spaces.defaults(draw, config)
         if search.default_first and missing:
             say(f"search: the space lacks the settings' own {', '.join(missing)}; trial 0 draws another")
-        studies.enqueue(study, points, known if search.default_first else None)
+        studies.begin(study, points, known if search.default_first else None)
     return max(0, _wanted(search, config) - len(studies.finished(study)))
 
 

@@ -189,6 +189,16 @@ def test_a_base_that_the_space_lacks_is_told(tmp_path: Path) -> None:
     assert known["optim.lr"] == 1e-3
 
 
+@pytest.mark.parametrize(("rate", "missing"), [(1e-3, []), (2e-3, ["optim.lr"])])
+def test_a_single_choice_that_is_not_the_bases_is_told_too(rate: float, missing: list[str], tmp_path: Path) -> None:
+    base = Config(optim=replace(Config().optim, lr=1e-3))
+    found = space.load(written(tmp_path, f"[optim]\nlr = [{rate}]\nwarmup_epochs = [0.0, 1.0]\n"), base)
+    assert space.defaults(found, base) == (
+        {"optim.warmup_epochs": 1.0, **({} if missing else {"optim.lr": rate})},
+        missing,
+    )
+
+
 def checked(folder: Path, points: str, text: str = CONDITIONAL) -> list[Values]:
     """Points, held against a space."""
     file, found = Path(written(folder, points, "points.toml")), space.load(written(folder, text), Config())

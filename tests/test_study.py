@@ -68,6 +68,19 @@ def test_the_default_and_known_points_come_first(tmp_path: Path) -> None:
     assert studies.default_number(study) == 0
 
 
+def test_a_driver_that_is_lost_between_the_default_and_the_points_loses_none(tmp_path: Path) -> None:
+    study, points, default = (
+        opened(tmp_path / "s", TuneConfig()),
+        [{"lr": 5e-3}, {"lr": 6e-3}],
+        {"lr": 3e-4, "net": "a"},
+    )
+    studies.enqueue(study, points[:1], default)
+    assert not studies.is_begun(study)
+    studies.begin(study, points, default)
+    assert studies.is_begun(opened(tmp_path / "s", TuneConfig()))
+    assert [trial.system_attrs["fixed_params"] for trial in study.get_trials()] == [default, *points]
+
+
 def test_trials_of_an_earlier_study_are_known_and_are_not_this_studys(tmp_path: Path) -> None:
     config = TuneConfig(search="random")
     run(tmp_path / "old", config, 12)
@@ -76,6 +89,8 @@ def test_trials_of_an_earlier_study_are_known_and_are_not_this_studys(tmp_path: 
     assert len(study.get_trials()) == 12
     assert studies.finished(study) == []
     assert studies.best_number(study, config, BASE) is None
+    assert studies.adopt(study, str(tmp_path / "old")) == 12
+    assert len(study.get_trials()) == 12, "a driver that was lost in between may have done it before"
     with pytest.raises(StudyError, match="warm-start"):
         studies.adopt(study, str(tmp_path / "none"))
     with pytest.raises(StudyError, match="other objectives"):

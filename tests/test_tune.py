@@ -17,7 +17,7 @@ import pandas as pd
 import psutil
 import pytest
 
-from mammoray import plain, results, train, tune
+from mammoray import cli, plain, results, train, tune
 from mammoray import space as spaces
 from mammoray import study as studies
 from mammoray.config import Config, DecodeConfig, TuneConfig
@@ -127,11 +127,11 @@ class TestSearch:
         table = searched.table()
         best = table.loc[table["score"].idxmax()]
         assert searched.facts["best"] == best["number"]
-        config = plain.load_toml(outdir / "best.toml")
-        rows = pd.read_parquet(next(outdir.glob("rows-*.parquet")))
-        again = train.fit(rows, "digest", config, Scale(cpus_per_worker=1.0), tmp_path / "run", lambda line: None)
-        before = read_history(outdir / best["folder"])
-        assert [r["val_loss"] for r in again.history] == pytest.approx([r["val_loss"] for r in before], rel=1e-5)
+        source = ["--csv", str(searched.source.csv), "--dicom-root", str(searched.source.dicom_root)]
+        words = ["train", *source, "--config", str(outdir / "best.toml"), "--outdir", str(tmp_path / "run")]
+        assert cli.main([*words, "--cpus-per-worker", "1"]) == 0
+        again, before = (read_history(folder) for folder in (tmp_path / "run", outdir / best["folder"]))
+        assert [r["val_loss"] for r in again] == pytest.approx([r["val_loss"] for r in before], rel=1e-5)
 
     def test_no_trial_sees_a_test_patient(self, searched: Searched, prepared: Prepared) -> None:
         rows = pd.read_parquet(next(searched.source.outdir.glob("rows-*.parquet")))
