@@ -154,15 +154,15 @@ def costs(folder: Path, common: list[object], trials: int) -> None:
         flags = ["--num-trials", count, "--trials-at-once", 1, "--scheduler", "none", "--no-prune-collapsed"]
         cpu[count] = Command(*words, *flags).wait().cpu()
     starts = pd.read_parquet(folder / f"cost-{trials}" / "trials.parquet")["start_seconds"]
-    first = next(at for at, line in plain_run.lines if "from epoch 0" in line)
+    begun, first = (next(at for at, line in plain_run.lines if words in line) for words in ("train: ", "from epoch 0"))
     print(
         f"processor seconds: train {plain_run.cpu():.1f}, search of 1 trial {cpu[1]:.1f}, of {trials} {cpu[trials]:.1f}"
     )
     print(f"  {trials} trials by {trials} times a training: {cpu[trials] / trials / plain_run.cpu():.2f}")
     print(f"  {trials} trials by {trials} times a search of 1: {cpu[trials] / trials / cpu[1]:.2f}")
     print(
-        f"  time to the first batch: a second training {first:.1f} s after the command; "
-        f"trials {', '.join(f'{s:.1f}' for s in starts)} s, median {statistics.median(starts):.1f} s"
+        f"  time to the first batch: of a second training {first - begun:.1f} s, and {first:.1f} s after the command; "
+        f"of trials {', '.join(f'{s:.1f}' for s in starts)} s, median {statistics.median(starts):.1f} s"
     )
 
 
