@@ -341,7 +341,7 @@ HIDE = 'mount -t tmpfs tmpfs "$1" || exit 1; shift; exec "$@"'
 
 @dataclass(frozen=True)
 class Apart:
-    """A cluster of two nodes of one CPU, and a folder that is another one on the second."""
+    """A cluster of three nodes of one CPU, and a folder that is another one on each."""
 
     cluster: RayNodes
     folder: Path
@@ -355,7 +355,8 @@ def apart(s3: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Apart]:
     folder = tmp_path_factory.mktemp("apart")
     cluster = RayNodes(Path("/tmp") / f"mammoray-{os.getpid()}-apart")
     try:
-        cluster.add([*OWN_MOUNTS, "sh", "-c", HIDE, "sh", str(folder)], {})
+        for _ in range(2):
+            cluster.add([*OWN_MOUNTS, "sh", "-c", HIDE, "sh", str(folder)], {})
         yield Apart(cluster, folder)
     finally:
         cluster.close()
@@ -364,7 +365,7 @@ def apart(s3: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Apart]:
 @pytest.mark.cluster
 @pytest.mark.long
 class TestNodesApart:
-    """What two nodes that share nothing but a bucket come to is what one machine comes to."""
+    """What three nodes that share nothing but a bucket come to is what one machine comes to."""
 
     config = replace(SMALL, train=replace(SMALL.train, epochs=2, trackers=()), ingest=replace(SMALL.ingest, cache=None))
 
@@ -383,15 +384,16 @@ class TestNodesApart:
     def trained(
         self, apart: Apart, rsna: SynthSummary, s3: str, tmp_path_factory: pytest.TempPathFactory
     ) -> tuple[str, Path]:
-        """The storage and the folder of a training by two workers."""
+        """The storage and the folder of a training by three workers."""
         folder = tmp_path_factory.mktemp("trained")
         shared, outdir = storage.join(s3, folder.name), apart.folder / "run"
-        words = [*self.words(rsna, folder), "--storage", shared, "--outdir", outdir, "--num-workers", 2]
+        words = [*self.words(rsna, folder), "--storage", shared, "--outdir", outdir, "--num-workers", 3]
         done = apart.run("train", *words)
         assert done.returncode == 0, done.stdout + done.stderr
+        assert "3 workers, from epoch 0" in done.stdout
         return shared, outdir
 
-    def test_two_workers_train_and_all_nodes_decode_and_predict(
+    def test_three_workers_train_and_all_nodes_decode_and_predict(
         self, trained: tuple[str, Path], prepared: Prepared, tmp_path: Path
     ) -> None:
         outdir = trained[1]
@@ -412,7 +414,7 @@ class TestNodesApart:
                     found, of_one = (of[fold][level][name] for of in (metrics, expected))
                     assert found["value"] == pytest.approx(of_one["value"], abs=2e-3), (fold, level, name)
 
-    def test_a_network_on_the_bucket_is_applied_on_both_nodes_and_the_results_go_there_too(
+    def test_a_network_on_the_bucket_is_applied_on_all_nodes_and_the_results_go_there_too(
         self, apart: Apart, trained: tuple[str, Path], rsna: SynthSummary
     ) -> None:
         shared, outdir = trained
@@ -429,7 +431,7 @@ class TestNodesApart:
         assert "baselines.json" in names(storage.join(shared, "embed"))
         assert not [path for path in apart.folder.rglob("*") if path.name == "mammoray-cache"], "the cache is there too"
 
-    def test_a_search_runs_its_trials_on_both(self, apart: Apart, rsna: SynthSummary, s3: str, tmp_path: Path) -> None:
+    def test_a_search_runs_its_trials_on_all(self, apart: Apart, rsna: SynthSummary, s3: str, tmp_path: Path) -> None:
         space = tmp_path / "space.toml"
         space.write_text("[optim]\nlr = [1e-3, 3e-3]\n", encoding="utf-8")
         shared, outdir = storage.join(s3, tmp_path.name), apart.folder / "search"
