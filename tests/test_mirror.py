@@ -410,7 +410,7 @@ class TestNodesApart:
         expected = evaluate.judge(own, self.config.class_names, self.config.evaluate, self.config.seed)["folds"]
         for fold in ("val", "test"):
             for level in ("image", "patient"):
-                for name in ("kappa", "accuracy", "auc", "log_loss"):
+                for name in evaluate.NAMES:
                     found, of_one = (of[fold][level][name] for of in (metrics, expected))
                     assert found["value"] == pytest.approx(of_one["value"], abs=2e-3), (fold, level, name)
 
