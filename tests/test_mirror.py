@@ -362,52 +362,52 @@ def apart(s3: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Apart]:
         cluster.close()
 
 
+APART = replace(SMALL, train=replace(SMALL.train, epochs=2, trackers=()), ingest=replace(SMALL.ingest, cache=None))
+
+
+def words(rsna: SynthSummary, folder: Path) -> list[object]:
+    return ["--csv", rsna.csv, "--dicom-root", rsna.root, "--config", settings(folder, APART)]
+
+
+@pytest.fixture(scope="module")
+def trained(apart: Apart, rsna: SynthSummary, s3: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """The storage and the folder of a training by three workers."""
+    folder = tmp_path_factory.mktemp("trained")
+    shared, outdir = storage.join(s3, folder.name), apart.folder / "run"
+    done = apart.run("train", *words(rsna, folder), "--storage", shared, "--outdir", outdir, "--num-workers", 3)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "3 workers, from epoch 0" in done.stdout
+    return shared, outdir
+
+
 @pytest.mark.cluster
 @pytest.mark.long
 class TestNodesApart:
     """What three nodes that share nothing but a bucket come to is what one machine comes to."""
 
-    config = replace(SMALL, train=replace(SMALL.train, epochs=2, trackers=()), ingest=replace(SMALL.ingest, cache=None))
-
-    def words(self, rsna: SynthSummary, folder: Path) -> list[object]:
-        return ["--csv", rsna.csv, "--dicom-root", rsna.root, "--config", settings(folder, self.config)]
-
     def test_a_path_that_one_node_does_not_see_is_an_error_at_once(
         self, apart: Apart, rsna: SynthSummary, tmp_path: Path
     ) -> None:
-        done = apart.run("train", *self.words(rsna, tmp_path), "--outdir", apart.folder / "plain", "--num-workers", 2)
+        done = apart.run("train", *words(rsna, tmp_path), "--outdir", apart.folder / "plain", "--num-workers", 2)
         assert done.returncode == 2
         assert "on node" in done.stderr and "--storage s3://bucket/prefix" in done.stderr, done.stderr
         assert "decode:" not in done.stdout
-
-    @pytest.fixture(scope="class")
-    def trained(
-        self, apart: Apart, rsna: SynthSummary, s3: str, tmp_path_factory: pytest.TempPathFactory
-    ) -> tuple[str, Path]:
-        """The storage and the folder of a training by three workers."""
-        folder = tmp_path_factory.mktemp("trained")
-        shared, outdir = storage.join(s3, folder.name), apart.folder / "run"
-        words = [*self.words(rsna, folder), "--storage", shared, "--outdir", outdir, "--num-workers", 3]
-        done = apart.run("train", *words)
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert "3 workers, from epoch 0" in done.stdout
-        return shared, outdir
 
     def test_three_workers_train_and_all_nodes_decode_and_predict(
         self, trained: tuple[str, Path], prepared: Prepared, tmp_path: Path
     ) -> None:
         outdir = trained[1]
         rows = prepared.rows.sort_values("image_id", ignore_index=True)
-        alone = train.fit(rows, prepared.digest, self.config, Scale(), tmp_path / "alone", lambda line: None)
+        alone = train.fit(rows, prepared.digest, APART, Scale(), tmp_path / "alone", lambda line: None)
         curve = [(r["val_loss"], r["val_kappa"]) for r in controller.read_history(outdir)]
         assert curve == [pytest.approx((r["val_loss"], r["val_kappa"]), rel=1e-4) for r in alone.history]
         assert json.loads((outdir / "run.json").read_text())["split_digest"] == prepared.digest
         judged = rows[rows["fold"] != "train"].reset_index(drop=True)
-        own = predict.table(judged, predict.predict(judged, alone.best, self.config.decode), self.config.class_names)
+        own = predict.table(judged, predict.predict(judged, alone.best, APART.decode), APART.class_names)
         table = pd.read_parquet(outdir / "predictions.parquet").set_index("image_id").loc[judged["image_id"]]
         assert table[PROBABILITIES].to_numpy() == pytest.approx(own[PROBABILITIES].to_numpy(), abs=1e-4)
         metrics = json.loads((outdir / "metrics.json").read_text())["folds"]
-        expected = evaluate.judge(own, self.config.class_names, self.config.evaluate, self.config.seed)["folds"]
+        expected = evaluate.judge(own, APART.class_names, APART.evaluate, APART.seed)["folds"]
         for fold in ("val", "test"):
             for level in ("image", "patient"):
                 for name in evaluate.NAMES:
@@ -435,9 +435,9 @@ class TestNodesApart:
         space = tmp_path / "space.toml"
         space.write_text("[optim]\nlr = [1e-3, 3e-3]\n", encoding="utf-8")
         shared, outdir = storage.join(s3, tmp_path.name), apart.folder / "search"
-        words = [*self.words(rsna, tmp_path), "--storage", shared, "--outdir", outdir, "--space", space]
-        flags = ["--num-trials", 4, "--trials-at-once", 2, "--scheduler", "none", "--search", "random"]
-        done = apart.run("tune", *words, *flags)
+        flags: list[object] = ["--storage", shared, "--outdir", outdir, "--space", space]
+        flags += ["--num-trials", 4, "--trials-at-once", 2, "--scheduler", "none", "--search", "random"]
+        done = apart.run("tune", *words(rsna, tmp_path), *flags)
         assert done.returncode == 0, done.stdout + done.stderr
         table = pd.read_parquet(outdir / "trials.parquet")
         assert (table["state"] == "complete").all(), done.stdout
