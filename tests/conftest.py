@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from mammoray import catalog, ingest, labels, pipeline, split, synth
+from mammoray import catalog, ingest, labels, pipeline, split, storage, synth
 from mammoray.config import Config, DecodeConfig, IngestConfig, SynthConfig
 from mammoray.recipe import EvaluateConfig, ModelConfig, OptimConfig, SampleConfig, TrainConfig
 from mammoray.scale import Scale
@@ -62,6 +62,14 @@ def s3() -> Iterator[str]:
         urllib.request.urlopen(urllib.request.Request(f"http://127.0.0.1:{port}/bucket", method="PUT"))
         yield f"s3://bucket/some/prefix?endpoint_override=127.0.0.1:{port}&scheme=http"
         server.stop()
+
+
+@pytest.fixture(params=["path", "s3"])
+def shared(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A folder that several machines see."""
+    if request.param == "path":
+        return str(tmp_path / "shared")
+    return storage.join(request.getfixturevalue("s3"), tmp_path.name)
 
 
 @pytest.fixture(scope="session")

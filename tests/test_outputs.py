@@ -12,14 +12,6 @@ from mammoray.errors import RunFolderError, StorageError
 OWN = ("scores.csv", "notes.json")
 
 
-@pytest.fixture(params=["path", "s3"])
-def shared(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """A folder that several machines see."""
-    if request.param == "path":
-        return str(tmp_path / "shared")
-    return storage.join(request.getfixturevalue("s3"), tmp_path.name)
-
-
 def names(shared: str) -> set[str]:
     copy = storage.join(shared, "out")
     return {entry.path for entry in storage.walk(copy)} if storage.is_folder(copy) else set()
