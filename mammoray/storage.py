@@ -71,10 +71,12 @@ def absolute(path: Place) -> str:
 
     Examples
     --------
-    >>> absolute("s3://bucket/set"), absolute("/data/set/")
-    ('s3://bucket/set', '/data/set')
+    >>> absolute("s3://bucket/set/?region=eu-west-1"), absolute("/data/set/")
+    ('s3://bucket/set?region=eu-west-1', '/data/set')
     """
-    return path if isinstance(path, str) and is_uri(path) else str(Path(path).absolute())
+    if isinstance(path, str) and is_uri(path):
+        return re.sub(r"^([^?]*[^/:?])/+(?=\?|$)", r"\1", path)
+    return str(Path(path).absolute())
 
 
 def join(folder: str, name: str) -> str:
@@ -356,9 +358,8 @@ def walk(root: str, links: Links = "inside") -> Iterator[Entry]:
     try:
         yield from _walk_disk(base, "", None if links == "follow" else str(Path(base).resolve()))
     except OSError as error:
-        raise StorageError(
-            shown(root), "a folder that can be listed", reason(error), "Check --dicom-root and its permissions."
-        ) from None
+        remedy = "Check --dicom-root and its permissions."
+        raise StorageError(shown(root), "a folder that can be listed", reason(error), remedy) from None
 
 
 def _walk_disk(base: str, below: str, inside: str | None) -> Iterator[Entry]:
