@@ -200,8 +200,9 @@ def enqueue(
 
 
 def is_begun(study: optuna.Study) -> bool:
-    """Whether it has been given all that is known beforehand, by :func:`begin`."""
-    return _BEGUN in study.user_attrs
+    """Whether it has been given all that is known beforehand, by :func:`begin`; no trial is drawn before that."""
+    own = (trial for trial in study.get_trials(deepcopy=False) if not is_foreign(trial))
+    return _BEGUN in study.user_attrs or any(trial.state != TrialState.WAITING for trial in own)
 
 
 def begin(study: optuna.Study, points: list[dict[str, Any]], default: dict[str, Any] | None) -> None:

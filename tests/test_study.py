@@ -76,6 +76,9 @@ def test_a_driver_that_is_lost_between_the_default_and_the_points_loses_none(tmp
     )
     studies.enqueue(study, points[:1], default)
     assert not studies.is_begun(study)
+    drawn = opened(tmp_path / "drawn", TuneConfig())
+    studies.ask(drawn, TuneConfig(), 0)
+    assert studies.is_begun(drawn), "also that of an older version, which says nothing of it"
     studies.begin(study, points, default)
     assert studies.is_begun(opened(tmp_path / "s", TuneConfig()))
     assert [trial.system_attrs["fixed_params"] for trial in study.get_trials()] == [default, *points]
